@@ -17,7 +17,7 @@ use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionValues, Compute, LinearValues, NormValues, Pairs, Precision,
-    PrototypeLogits, Scales, Segment, TeacherRows, WindowMap,
+    PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
@@ -271,6 +271,47 @@ fn cross_attention() {
     let found = weights.matmul(values).swap_dims(1, 2).reshape([60]).to_vec::<f32>();
     let expected = ops::cross_attention(q, kv, &[[5, 3]; 2], 2, Precision::F32);
     assert_alike("by weights", &found, &flat(expected).to_vec::<f32>(), 1e-5);
+}
+
+/// Images of two sizes, with and without tokens before their maps.
+#[test]
+fn rotary() {
+    for (heads, half, maps) in
+        [(1, 1, vec![(1, [1, 1], 0)]), (2, 3, vec![(2, [2, 3], 1), (1, [1, 2], 1)])]
+    {
+        let segments: Vec<Segment> =
+            maps.iter().map(|&(images, map, prefix)| Segment { images, map, prefix }).collect();
+        let rows: usize = ops::tokens_per_image(&segments).iter().sum();
+        let width = 6 * half * heads;
+        let angles = segments.iter().enumerate().map(|(stream, segment)| {
+            let tokens = segment.tokens();
+            let angles = hashed_times(stream as u32 + 4, tokens * half, 3.0);
+            let [cosines, sines] =
+                [f32::cos, f32::sin].map(|of| angles.iter().map(|&angle| of(angle)).collect());
+            Arc::new(RotaryAngles { tokens, cosines, sines })
+        });
+        let angles: Vec<Arc<RotaryAngles>> = angles.collect();
+        let qkv = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+        check_both(
+            &format!("maps {maps:?}"),
+            &[hashed(1, rows * width)],
+            |v| flat(ops::rotary(qkv(v), &segments, &angles)),
+            |v| flat(composed::rotary(qkv(v), &segments, &angles)),
+        );
+    }
+}
+
+#[test]
+fn swiglu() {
+    for [rows, half] in [[1, 1], [5, 3], [18, 37]] {
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, 2 * half]);
+        check_both(
+            "swiglu",
+            &[hashed_times(1, rows * 2 * half, 3.0)],
+            |v| flat(ops::swiglu(x(v))),
+            |v| flat(composed::swiglu(x(v))),
+        );
+    }
 }
 
 #[test]

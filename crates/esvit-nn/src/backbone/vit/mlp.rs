@@ -8,7 +8,6 @@ use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, LayerNorm, Linear};
 use crate::ops::{self, Activation, LinearValues, Scales};
 use crate::params::{ParamId, Params, Scope};
-use crate::tensor::Tensor;
 
 /// `x + scale * gamma * second(function(first(norm(x))))`.
 #[derive(Debug)]
@@ -71,18 +70,11 @@ impl Mlp {
         // GELU is applied by the layer after it.
         let (hidden, activation) = match self.kind {
             MlpKind::Gelu => (hidden, Activation::Gelu),
-            MlpKind::SwiGlu => (swiglu(hidden), Activation::None),
+            MlpKind::SwiGlu => (ops::swiglu(hidden), Activation::None),
         };
         let LinearValues { weight, bias } = second;
         let branch = ops::linear(hidden, weight, bias, activation, ctx.precision);
         let TokenMaps { rows, segments } = maps;
         TokenMaps { rows: rows + scaled(branch, &segments, scales), segments }
     }
-}
-
-/// `SiLU(a) b` of rows `[a, b]`, with `SiLU(a) = a sigmoid(a)`.
-fn swiglu(rows: Tensor) -> Tensor {
-    let half = rows.shape()[1] / 2;
-    let [a, b] = [0, half].map(|start| rows.clone().narrow(1, start, half));
-    a.clone() * a.sigmoid() * b
 }

@@ -73,7 +73,7 @@ impl Vit {
         let patches = Patches::new(scope, config);
 
         let rotary = (config.position_table == PositionTable::Rotary)
-            .then(|| Arc::new(Rotary::new(width, config.num_heads)));
+            .then(|| Arc::new(Rotary::new(width / config.num_heads)));
         let block = |index: usize| {
             let rate = drop_path * index as f64 / (config.depth.max(2) - 1) as f64;
             let mut scope = scope.at(format_args!("blocks.{index}")).part(Part::Block(index));

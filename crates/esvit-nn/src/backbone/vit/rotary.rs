@@ -8,99 +8,70 @@
 
 use std::collections::HashMap;
 use std::f64::consts::TAU;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backbone::maps::{joined, parts};
-use crate::device::Device;
-use crate::ops::Segment;
+use crate::ops::{self, RotaryAngles, Segment};
 use crate::tensor::Tensor;
 
 /// What the periods approach.
 const TEMPERATURE: f64 = 100.0;
 
-/// Turns queries and keys; cosines and sines are made once per map.
+/// Turns queries and keys by angles that are made once per map.
 #[derive(Debug)]
 pub(super) struct Rotary {
-    heads: usize,
     /// Channels of a head.
     depth: usize,
     /// By map and number of tokens before it.
-    made: Mutex<HashMap<([usize; 2], usize), [Tensor; 2]>>,
+    made: Mutex<HashMap<([usize; 2], usize), Arc<RotaryAngles>>>,
 }
 
 impl Rotary {
-    pub(super) fn new(width: usize, heads: usize) -> Self {
-        Self { heads, depth: width / heads, made: Mutex::default() }
+    /// For heads of `depth` channels.
+    pub(super) fn new(depth: usize) -> Self {
+        Self { depth, made: Mutex::default() }
     }
 
     /// Queries, keys and values `[tokens of all images, 3 C]` with queries and keys turned. Tokens before
     /// those of a map have no position, and stay.
     pub(super) fn turn(&self, qkv: Tensor, segments: &[Segment]) -> Tensor {
-        let [heads, depth] = [2 * self.heads, self.depth];
-        let turned = parts(&qkv, segments).into_iter().zip(segments).map(|(part, segment)| {
-            let [images, tokens, width] = part.dims();
-            let points = part.clone().narrow(2, 0, heads * depth);
-            let points = points.reshape([images, tokens, heads, depth]);
-            let [cosines, sines] = self.tables(segment, &part.device());
-            let others = points.clone().index_select(3, other_half(depth));
-            let turned =
-                (points * cosines + others * sines).reshape([images, tokens, heads * depth]);
-            let values = part.narrow(2, heads * depth, width - heads * depth);
-            Tensor::cat(vec![turned, values], 2).reshape([images * tokens, width])
-        });
-        joined(turned.collect())
+        let angles: Vec<_> = segments.iter().map(|segment| self.angles(segment)).collect();
+        ops::rotary(qkv, segments, &angles)
     }
 
-    /// What channels are multiplied by, and what those in the other half of their head are,
-    /// `[1, tokens, 1, depth]` each.
-    fn tables(&self, segment: &Segment, device: &Device) -> [Tensor; 2] {
+    fn angles(&self, segment: &Segment) -> Arc<RotaryAngles> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let tables = made.entry((segment.map, segment.prefix)).or_insert_with(|| {
-            let shape = [1, segment.tokens(), 1, self.depth];
-            factors(segment, self.depth).map(|values| Tensor::new(values, shape, device))
-        });
-        tables.clone()
+        let angles = made.entry((segment.map, segment.prefix));
+        angles.or_insert_with(|| Arc::new(angles_of(segment, self.depth))).clone()
     }
 }
 
-/// The place in the other half of a head, of every channel.
-fn other_half(depth: usize) -> Vec<i32> {
-    (0..depth).map(|channel| ((channel + depth / 2) % depth) as i32).collect()
-}
-
-/// Cosines and sines of the angles of every token and channel, `[tokens, depth]` each. A point `(x, y)`
-/// becomes `(x cos - y sin, y cos + x sin)`: sines of the first half are negative.
-fn factors(segment: &Segment, depth: usize) -> [Vec<f32>; 2] {
+fn angles_of(segment: &Segment, depth: usize) -> RotaryAngles {
     let Segment { map: [height, width], prefix, .. } = *segment;
     let (half, quarter) = (depth / 2, depth / 4);
     // An angle of 0 changes nothing.
     let mut angles = vec![0.0; prefix * half];
     let middle = |at: usize, side: usize| (2 * at + 1) as f64 / side as f64 - 1.0;
+    let period = |point: usize| libm::pow(TEMPERATURE, point as f64 / quarter as f64);
     for patch in 0..height * width {
         for position in [middle(patch / width, height), middle(patch % width, width)] {
-            let period = |point: usize| libm::pow(TEMPERATURE, point as f64 / quarter as f64);
             angles.extend((0..quarter).map(|point| TAU * position / period(point)));
         }
     }
-    let [mut cosines, mut sines] = [(); 2].map(|()| Vec::with_capacity(2 * angles.len()));
-    for token in angles.chunks_exact(half) {
-        for sign in [-1.0, 1.0] {
-            cosines.extend(token.iter().map(|&angle| libm::cos(angle) as f32));
-            sines.extend(token.iter().map(|&angle| (sign * libm::sin(angle)) as f32));
-        }
-    }
-    [cosines, sines]
+    let of =
+        |function: fn(f64) -> f64| angles.iter().map(|&angle| function(angle) as f32).collect();
+    RotaryAngles { tokens: segment.tokens(), cosines: of(libm::cos), sines: of(libm::sin) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
-    /// One token before a row of four patches, at -3/4, -1/4, 1/4 and 3/4: a quarter of a turn each way and three.
-    /// Channels 0 and 2 are turned by the row, in whose middle they are, 1 and 3 by the column.
+    /// One token before a row of four patches, at -3/4, -1/4, 1/4 and 3/4 of a turn. Channels 0 and 2 are
+    /// turned by the row, in whose middle they are, 1 and 3 by the column.
     #[test]
     fn quarters_of_a_turn() {
-        let rotary = Rotary::new(4, 1);
+        let rotary = Rotary::new(4);
         let segment = Segment { images: 1, map: [1, 4], prefix: 1 };
         let row = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
         let qkv = Tensor::new(row.repeat(5), [5, 12], &Device::Cpu);
@@ -110,7 +81,8 @@ mod tests {
         for (token, [x, y]) in points.into_iter().enumerate() {
             let expected = [1.0, x, 3.0, y, 1.0, x, 3.0, y, 5.0, 6.0, 7.0, 8.0];
             for (found, expected) in found[token * 12..].iter().zip(expected) {
-                assert!((found - expected).abs() < 1e-5, "{token}: {found} instead of {expected}");
+                let difference: f32 = found - expected;
+                assert!(difference.abs() < 1e-5, "{token}: {found} instead of {expected}");
             }
         }
     }
@@ -119,26 +91,22 @@ mod tests {
     #[test]
     fn periods_grow() {
         let segment = Segment::new(1, [2, 1]);
-        let [cosines, sines] = factors(&segment, 16);
+        let found = angles_of(&segment, 16);
         let root = 100f64.sqrt().sqrt();
         for (point, period) in [1.0, root, root.powi(2), root.powi(3)].into_iter().enumerate() {
             // In the second row, half of the way to the border; in the middle of the only column.
             let angle = TAU * 0.5 / period;
-            for (channel, sign) in [(point, -1.0), (8 + point, 1.0)] {
-                let [cosine, sine] =
-                    [&cosines, &sines].map(|values| f64::from(values[16 + channel]));
-                assert!((cosine - angle.cos()).abs() < 1e-6, "{channel}");
-                assert!((sine - sign * angle.sin()).abs() < 1e-6, "{channel}");
-                let column = 16 + channel + 4;
-                assert_eq!((cosines[column], sines[column].abs()), (1.0, 0.0));
-            }
+            let [cosine, sine] = [&found.cosines, &found.sines].map(|v| f64::from(v[8 + point]));
+            assert!((cosine - angle.cos()).abs() < 1e-6, "{point}");
+            assert!((sine - angle.sin()).abs() < 1e-6, "{point}");
+            assert_eq!([&found.cosines, &found.sines].map(|v| v[12 + point]), [1.0, 0.0]);
         }
     }
 
     /// Products of queries and keys depend on how far patches are apart, not on where they are.
     #[test]
     fn products_depend_on_the_distance() {
-        let (rotary, segment) = (Rotary::new(16, 2), Segment::new(1, [3, 4]));
+        let (rotary, segment) = (Rotary::new(8), Segment::new(1, [3, 4]));
         let row: Vec<f32> = (0..48).map(|i| ((i * i) % 7) as f32 - 3.0).collect();
         let qkv = Tensor::new(row.repeat(12), [12, 48], &Device::Cpu);
         let found = rotary.turn(qkv, &[segment]).to_vec::<f32>();
