@@ -30,6 +30,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
+import vision_transformers
 from reference.network import HeadConfig, SelfSupervisedNetwork
 from reference.swin import LAYER_NORM_EPS, Swin, SwinConfig
 
@@ -63,6 +64,7 @@ class Given:
     save: Callable[[Path], None]
     features: Callable[[Tensor], Features]
     key: str | None = None
+    family: str = "swin"
 
 
 def timm_model(name: str, **settings: object) -> nn.Module:
@@ -177,6 +179,10 @@ def given() -> Iterator[Given]:
         lambda path: torch.save({"model": microsoft_state(older), "epoch": 1}, path),
         functools.partial(timm_features, older),
     )
+    for name, file, model, prefix, save, key in vision_transformers.given():
+        perturb(model, seed=9)
+        features = functools.partial(vision_transformers.features, model, prefix)
+        yield Given(name, file, save, features, key, "vit")
 
 
 def microsoft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -204,7 +210,8 @@ def write_cases(folder: Path) -> None:
         tensors = {"input": images, "cls": view, "region": region}
         tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
         safetensors.torch.save_file(tensors, path / "tensors.safetensors")
-        settings = {"kind": "checkpoint", "family": "swin", "file": case.file, "key": case.key}
+        settings = {"kind": "checkpoint", "file": case.file, "key": case.key}
+        settings["family"] = case.family
         (path / "case.json").write_text(json.dumps(settings))
 
 
@@ -286,6 +293,26 @@ def check_exports(esvit: str, folder: Path, failures: Failures) -> None:
         failures.report("esvit, buffers of the official code", abs(len(state) - 183), 0)
         compare("esvit", swin_features(model, images))
         same_bits("esvit", out)
+
+
+def check_vision_transformers(esvit: str, folder: Path, failures: Failures) -> None:
+    """Forms of vision transformers that both timm and `transformers` have."""
+    images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    for name, model, prefix, eps in vision_transformers.exported():
+        perturb(model, seed=10)
+        source = folder / "vision-transformer.safetensors"
+        safetensors.torch.save_file(model.state_dict(), source)
+        with torch.inference_mode():
+            expected = vision_transformers.features(model, prefix, images)
+        for target, load in vision_transformers.from_folders(folder / "vit", eps).items():
+            command = [esvit, "export", "--checkpoint", str(source), "--format", target]
+            command += ["--out", str(folder / "vit" / target), "--overwrite"]
+            subprocess.run(command, check=True)
+            with torch.inference_mode():
+                found = vision_transformers.features(load().eval(), prefix, images)
+            for what, value, right in zip(("view", "region"), found, expected, strict=True):
+                what = f"{name} in {target}, {what}"
+                failures.report(what, largest(value, right), FEATURE_TOLERANCE)
 
 
 # Name, width, depths, heads: as the official configuration files have them.
@@ -374,6 +401,7 @@ def main() -> int:
     read = subprocess.run([arguments.esvit, "verify", "--strict", str(cases)])
     failures = Failures()
     check_exports(arguments.esvit, arguments.work, failures)
+    check_vision_transformers(arguments.esvit, arguments.work, failures)
     check_large_checkpoint(arguments.esvit, arguments.work, failures)
     check_graphs(arguments.esvit, arguments.work, arguments.tract, failures)
     print(f"{failures.count} comparisons of exports failed")
