@@ -20,6 +20,7 @@ pub mod network;
 pub mod onnx;
 pub mod ops;
 pub mod params;
+mod sine_cosine;
 pub mod tape;
 pub mod tensor;
 pub mod weights;

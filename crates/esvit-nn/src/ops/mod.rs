@@ -22,6 +22,8 @@ mod plain;
 mod precision;
 mod prelude;
 mod prototypes;
+mod rotary;
+mod swiglu;
 mod window;
 
 pub use attention::{
@@ -47,6 +49,8 @@ pub use prototypes::{
     EXPONENTIALS_BYTES, MatchGroup, Pairs, PrototypeLogits, TeacherRows, best_matches,
     prototype_cross_entropy,
 };
+pub use rotary::{RotaryAngles, rotary};
+pub use swiglu::swiglu;
 pub use window::{WindowMap, WindowMaps};
 
 /// Images of one size among the rows of a batch (packed sequences): image by image, first the

@@ -357,7 +357,7 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     let head = name.strip_prefix("head.").or_else(|| name.strip_prefix("head_dense."));
     if derived.iter().any(|end| name.ends_with(end)) {
         Some(reason::DERIVED)
-    } else if head.is_some_and(is_projection) {
+    } else if head.is_some_and(|name| is_projection(name) || is_numbered(name)) {
         Some(reason::PROJECTION)
     } else if head.is_some() || CLASS_HEADS.iter().any(|start| name.starts_with(start)) {
         Some(reason::CLASSES)
@@ -394,6 +394,12 @@ fn is_stage_norm(name: &str) -> bool {
 /// Whether a parameter, named relative to its head, belongs to a projection head.
 fn is_projection(name: &str) -> bool {
     name.starts_with("mlp.") || name.starts_with("last_layer.")
+}
+
+/// Whether a parameter, named relative to its head, belongs to a layer of a sequence, as in MoCo v3's
+/// projection head.
+fn is_numbered(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(layer, _)| layer.parse::<usize>().is_ok())
 }
 
 /// The name of a head's parameter in PyTorch's `parametrizations.weight_norm`.

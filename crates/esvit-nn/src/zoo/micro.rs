@@ -6,7 +6,9 @@ use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vil::{self, BiasResize, VilConfig};
-use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
+use crate::backbone::vit::{
+    self, MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
 use crate::backbone::{BackboneConfig, Family};
 use crate::layers::BATCH_NORM_EPS;
 
@@ -44,6 +46,10 @@ pub(super) fn config(family: Family) -> BackboneConfig {
             layer_scale: false,
             position_table: PositionTable::ClassAndPatches,
             position_resize: PositionResize::Esvit,
+            patch_embedding: PatchEmbedding::Linear,
+            qkv_bias: QkvBias::All,
+            mlp: MlpKind::Gelu,
+            mlp_norm: MlpNorm::LayerNorm,
         }),
         Family::Pvt => BackboneConfig::Pvt(PvtConfig {
             img_size: IMAGE,
