@@ -6,6 +6,7 @@
 
 mod attention;
 mod batch_norm;
+mod contrast;
 mod convolution;
 mod cpu;
 mod cross_attention;
@@ -29,6 +30,7 @@ pub use attention::{
     window_attention_weights,
 };
 pub use batch_norm::{batch_norm, batch_norm_of_runs, fixed_batch_norm};
+pub use contrast::info_nce;
 pub use convolution::{Filter, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;

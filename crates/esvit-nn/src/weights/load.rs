@@ -120,7 +120,8 @@ impl<'a> StoredNetwork<'a> {
     /// in files of other programs a classifier may be called so.
     pub fn has_part(&self, part: &str) -> bool {
         let starts = self.location.head_prefixes().map(|prefix| format!("{prefix}{part}."));
-        let is_classifier = |name: &str| part.starts_with("head") && !is_projection(name);
+        let is_either = matches!(part, "head" | "head_dense");
+        let is_classifier = |name: &str| is_either && !is_projection(name);
         let is_in = |name: &str, start: &str| {
             name.strip_prefix(start).is_some_and(|name| !is_classifier(name))
         };
@@ -386,9 +387,11 @@ fn is_stage_norm(name: &str) -> bool {
     stage.is_some_and(|(stage, _)| stage.parse::<usize>().is_ok())
 }
 
-/// Whether a parameter, named relative to its head, belongs to a projection head.
+/// Whether a parameter, named relative to its head, belongs to a projection head: DINO's and EsViT's,
+/// or MoCo-v3's, whose layers have numbers.
 fn is_projection(name: &str) -> bool {
-    name.starts_with("mlp.") || name.starts_with("last_layer.")
+    let layer = name.split_once('.').map_or("", |(layer, _)| layer);
+    matches!(layer, "mlp" | "last_layer") || layer.parse::<usize>().is_ok()
 }
 
 /// The name of a head's parameter in PyTorch's `parametrizations.weight_norm`.
