@@ -458,7 +458,16 @@ fn every_reason_to_leave_a_tensor_out() {
         reason::DERIVED => {
             vec!["layers.0.blocks.1.attn_mask", "head.mlp.1.num_batches_tracked"]
         }
-        reason::PROJECTION => vec!["head.mlp.0.bias", "head_dense.last_layer.weight_v"],
+        reason::PROJECTION => vec![
+            "head.mlp.0.bias",
+            "head_dense.last_layer.weight_v",
+            "head.0.weight",
+            "fc.2.bias",
+            "mlp2.0.weight",
+            "projector.linear_out.bias",
+            "predictor.1.running_mean",
+            "prototypes.weight",
+        ],
         reason::CLASSES => vec!["head.bias", "classifier.weight", "fc.weight"],
         _ => vec!["center", "center_grid", "optimizer.step"],
     };

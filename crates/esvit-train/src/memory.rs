@@ -7,7 +7,8 @@ use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
 use crate::config::Config;
-use crate::objective::{StepInfo, Teacher};
+use crate::learner::seen_by_teacher;
+use crate::objective::{Chunking, StepInfo, Teacher};
 
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
@@ -32,7 +33,8 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let sums = if several { 1.0 } else { 0.0 };
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
     let networks = if follows { 2.0 } else { 1.0 };
-    let state = 4.0 * (networks * count(false) + (moments + 1.0 + sums) * count(true));
+    let state = 4.0 * (networks * count(false) + (moments + 1.0 + sums) * count(true))
+        + config.objective.settings().state_memory();
 
     let precision = config.train.precision();
     let size = match precision {
@@ -43,8 +45,8 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         let tokens = backbone.last_map(side).pow(2) as f64;
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
     };
-    let seen = objective.teacher_views().min(sizes.len());
-    let teacher_logits: f64 = sizes[..seen].iter().map(|&side| heads(side).teacher_logits).sum();
+    let seen = seen_by_teacher(&*objective, sizes.len());
+    let teacher_logits: f64 = sizes[seen].iter().map(|&side| heads(side).teacher_logits).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
     let mut costs = BTreeMap::new();
@@ -81,8 +83,9 @@ const MICRO_BATCH_FLOP: f64 = 1e12;
 
 /// The micro-batch of a run that does not choose one: the largest equal part of a process's share of
 /// the batch that is of no more than a trillion operations and takes no more than half of
-/// the memory that is `available`, if that is known. An objective that compares all images of a
-/// micro-batch gets all of them, and so does a network that normalizes by them.
+/// the memory that is `available`, if that is known. Where all images must go through at once, these are
+/// all; where images of a step are compared, as many as half of the memory holds, since each micro-batch
+/// goes through twice if there are several.
 pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usize {
     let share = config.train.batch_size / world;
     if config.sees_all_at_once() {
@@ -92,9 +95,10 @@ pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usi
     let macs = |size: u32| config.model.backbone.cost([size as usize; 2], 0.0, &ctx).macs;
     // Forward and backward pass of all views, two operations a multiply-accumulate.
     let flop = 6.0 * config.views.sizes().into_iter().map(macs).sum::<f64>();
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
     let fits = |&images: &usize| {
         share.is_multiple_of(images)
-            && images as f64 * flop <= MICRO_BATCH_FLOP
+            && (compares || images as f64 * flop <= MICRO_BATCH_FLOP)
             && available.is_none_or(|bytes| estimate(config, images) <= 0.5 * bytes)
     };
     (1..=share).rev().find(fits).unwrap_or(1)
@@ -105,7 +109,9 @@ pub fn checkpoint_bytes(config: &Config) -> f64 {
     let (network, objective) = config.network(&Device::Cpu, 0);
     let values: usize = network.specs().iter().map(|spec| spec.len()).sum();
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
-    4.0 * values as f64 * (if follows { 2.0 } else { 1.0 } + config.optim.name.moments() as f64)
+    let networks = if follows { 2.0 } else { 1.0 };
+    4.0 * values as f64 * (networks + config.optim.name.moments() as f64)
+        + config.objective.settings().state_memory()
 }
 
 /// Memory that is free for this process, in bytes: what the system has available, and what a control

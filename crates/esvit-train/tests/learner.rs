@@ -68,6 +68,7 @@ fn network(
             width,
             blocks: backbone.blocks(),
             classes: 0,
+            images: 0,
             seed,
             precision: Precision::F32,
             device: Device::Cpu,

@@ -353,7 +353,7 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     let head = name.strip_prefix("head.").or_else(|| name.strip_prefix("head_dense."));
     if derived.iter().any(|end| name.ends_with(end)) {
         Some(reason::DERIVED)
-    } else if head.is_some_and(is_projection) {
+    } else if head.is_some_and(is_projection) || is_backbone && is_projector(name) {
         Some(reason::PROJECTION)
     } else if head.is_some() || CLASS_HEADS.iter().any(|start| name.starts_with(start)) {
         Some(reason::CLASSES)
@@ -370,6 +370,20 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
 
 /// Beginnings of the names of class heads, and of what stands between features and them.
 const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
+
+/// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
+/// MoCo-v3, SwAV, SimCLR.
+const PROJECTORS: [&str; 5] =
+    ["projector.", "predictor.", "projection_head.", "prototypes.", "head_contrastive."];
+
+/// The same for sequences of layers with numbers: MoCo-v2, DenseCL.
+const SEQUENCES: [&str; 3] = ["fc.", "mlp.", "mlp2."];
+
+/// Whether a tensor that is called like those of the backbone belongs to a projector or predictor.
+fn is_projector(name: &str) -> bool {
+    let is_sequence = |start: &&str| name.strip_prefix(*start).is_some_and(is_projection);
+    PROJECTORS.iter().any(|start| name.starts_with(start)) || SEQUENCES.iter().any(is_sequence)
+}
 
 /// Beginning of the decoder's names in SimMIM.
 const DECODER: &str = "decoder.";

@@ -211,7 +211,8 @@ fn layers_decide_about_the_objective() {
         assert!(error.contains("unknown key `objective."), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
-    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`";
+    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `mocov2`, `mocov3`, \
+                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -351,6 +352,98 @@ fn every_setting_has_its_bounds() {
         let error = resolve(&[name, refused]).expect_err(refused).to_string();
         assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
         resolve(&[name, allowed]).expect(allowed);
+    }
+    for (name, refused, allowed) in [
+        ("mocov2", "queue_length=0", "queue_length=1"),
+        ("mocov2", "queue_length=8388609", "queue_length=8388608"),
+        ("mocov2", "out_dim=65537", "out_dim=16384"),
+        ("mocov2", "temperature=1e-4", "temperature=1e-3"),
+        ("mocov2", "momentum_teacher=1.1", "momentum_teacher=1.0"),
+        ("mocov3", "projector_layers=0", "projector_layers=1"),
+        ("mocov3", "projector_layers=17", "projector_layers=16"),
+        ("mocov3", "hidden_dim=0", "hidden_dim=1"),
+        ("mocov3", "temperature=nan", "temperature=1e3"),
+        ("mocov3", "momentum_teacher=-0.1", "momentum_teacher=0.0"),
+        ("moby", "queue_length=0", "queue_length=1"),
+        ("moby", "temperature=1001.0", "temperature=1000.0"),
+        ("moby", "out_dim=0", "out_dim=1"),
+        ("moby", "momentum_teacher=inf", "momentum_teacher=0.5"),
+        ("simclr", "head_layers=0", "head_layers=1"),
+        ("simclr", "out_dim=0", "out_dim=1"),
+        ("simclr", "temperature=0.0", "temperature=0.5"),
+        ("byol", "hidden_dim=65537", "hidden_dim=65536"),
+        ("byol", "momentum_teacher=2", "momentum_teacher=1"),
+        ("swav", "prototypes=1", "prototypes=2"),
+        ("swav", "prototypes=4194305", "prototypes=4194304"),
+        ("swav", "epsilon=0.0", "epsilon=0.03"),
+        ("swav", "temperature=0.0", "temperature=0.1"),
+        ("swav", "sinkhorn_iterations=1001", "sinkhorn_iterations=0"),
+        ("swav", "queue_length=4194305", "queue_length=4194304"),
+        ("densecl", "loss_lambda=1.1", "loss_lambda=1.0"),
+        ("densecl", "queue_length=0", "queue_length=1"),
+        ("densecl", "hidden_dim=0", "hidden_dim=1"),
+        ("densecl", "momentum_teacher=1.5", "momentum_teacher=0.0"),
+        ("densecl", "temperature=0.0", "temperature=0.2"),
+    ] {
+        let name = format!("objective.name={name}");
+        let [refused, allowed] = [refused, allowed].map(|text| format!("objective.{text}"));
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[&name, &refused]).expect_err(&refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        resolve(&[&name, &allowed]).expect(&allowed);
+    }
+}
+
+/// Objectives that compare images see all views at once; those with a queue alone do not.
+#[test]
+fn objectives_and_the_passes_of_their_views() {
+    for (name, splits) in [
+        ("mocov2", true),
+        ("densecl", true),
+        ("mocov3", false),
+        ("moby", false),
+        ("simclr", false),
+        ("byol", false),
+        ("swav", false),
+    ] {
+        let name = format!("objective.name={name}");
+        let found = resolve(&[&name]).unwrap().crop_chunks();
+        assert_eq!(found != CropChunks::All, splits, "{name}");
+        let given = resolve(&[&name, "train.crops_per_forward=1"]);
+        assert_eq!(given.is_ok(), splits, "{name}");
+    }
+}
+
+/// What the papers and their code say, in their own terms: the peak of the rate, and what belongs to the
+/// objective alone.
+#[test]
+fn recipes_of_other_objectives_are_the_published_ones() {
+    for (name, arch, batch_size, epochs, rate, weight_decay, views) in [
+        ("mocov2", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
+        ("mocov3", "vit_small16", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
+        ("mocov3_resnet50", "resnet50", 4096, 300, 4.8, 1e-6, vec![224; 2]),
+        ("moby", "swin_tiny_w7", 512, 300, 1e-3, 0.05, vec![224; 2]),
+        ("simclr", "resnet50", 4096, 1000, 4.8, 1e-6, vec![224; 2]),
+        ("simclr_v2", "resnet50", 4096, 800, 4.8, 1e-4, vec![224; 2]),
+        ("byol", "resnet50", 4096, 1000, 3.2, 1.5e-6, vec![224; 2]),
+        ("swav", "resnet50", 4096, 800, 4.8, 1e-6, [vec![224; 2], vec![96; 6]].concat()),
+        ("swav_256", "resnet50", 256, 400, 0.6, 1e-6, [vec![224; 2], vec![96; 6]].concat()),
+        ("densecl", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
+    ] {
+        let config = recipe(name);
+        let Config { train, optim, .. } = &config;
+        assert_eq!(config.model.arch, arch, "{name}");
+        assert_eq!((train.batch_size, train.epochs), (batch_size, Some(epochs)), "{name}");
+        let found = optim.lr * batch_size as f64 / LR_BATCH;
+        assert!((found / rate - 1.0).abs() < 1e-12, "{name}: {found}");
+        assert_eq!([optim.weight_decay, optim.weight_decay_end], [weight_decay; 2], "{name}");
+        assert_eq!(config.views.sizes(), views, "{name}");
+        let objective = name.split('_').next().unwrap();
+        assert_eq!(config.objective.name(), objective);
+        // A recipe has the defaults of its objective but for what its name says.
+        let is_default = config.objective == ObjectiveConfig::named(objective).unwrap();
+        let has_own = ["mocov3_resnet50", "simclr", "byol", "swav_256"].contains(&name);
+        assert_eq!(is_default, !has_own, "{name}");
     }
 }
 

@@ -158,7 +158,7 @@ impl Objective for Supervised {
         self.targets = None;
     }
 
-    fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, .. } = student;
         let share = views.at_hand.len() as f64 / views.total as f64;
         let logits = self.head.forward(params, features.view, ctx);

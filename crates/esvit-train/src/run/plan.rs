@@ -570,6 +570,7 @@ mod tests {
                 width,
                 blocks: 3,
                 classes: 3,
+                images: config.train.batch_size,
                 seed: 7,
                 precision: Precision::Bf16,
                 device: Device::Cpu,
