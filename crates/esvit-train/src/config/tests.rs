@@ -5,7 +5,8 @@ use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
 use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
-use crate::optim::{ClipScope, OptimizerKind};
+use crate::optim::{ClipScope, Decayed, OptimizerKind};
+use crate::schedule::{LrScaling, LrScheduleKind};
 use crate::span::{Span, Time};
 use esvit_data::{Background, RangeSetting};
 use esvit_nn::BackboneConfig;
@@ -321,6 +322,13 @@ fn every_setting_has_its_bounds() {
         ("optim.lr=-1.0", "optim.lr=0.0"),
         ("optim.lr=inf", "optim.lr=10.0"),
         ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
+        ("optim.warmup_lr=-1.0", "optim.warmup_lr=0.0"),
+        ("optim.warmup_lr=nan", "optim.warmup_lr=1.0"),
+        ("optim.lr_in_momentum=true", "optim.lr_in_momentum=false"),
+        ("optim.schedule=linear", "optim.schedule=multi_step"),
+        ("optim.lr_scaling=none", "optim.lr_scaling=sqrt"),
+        ("optim.decay=none", "optim.decay=all"),
+        ("optim.milestones=5", "optim.milestones=[5, '8 steps', '70%']"),
         ("optim.weight_decay=-0.1", "optim.weight_decay=0.0"),
         ("optim.weight_decay_end=-0.1", "optim.weight_decay_end=0.0"),
         ("optim.warmup=-1.0", "optim.warmup=0.0"),
@@ -409,6 +417,11 @@ fn settings_that_do_not_go_together_are_refused() {
             ["optim.lr=5", "optim.warmup=5"],
             "`optim.warmup_epochs` is the former name of `optim.warmup`",
         ),
+        (
+            ["optim.name=adamw", "optim.lr_in_momentum=true"],
+            ["optim.name=larc", "optim.lr_in_momentum=true"],
+            "hint: choose `optim.name=sgd`, `lars` or `larc`",
+        ),
     ] {
         let error = resolve(&refused).expect_err(needed).to_string();
         assert!(error.contains(needed), "{error}");
@@ -465,9 +478,15 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.objective, ObjectiveConfig::Esvit(objective));
     let optim = OptimConfig {
         name: OptimizerKind::AdamW,
+        lr_in_momentum: false,
         lr: 5e-4,
+        lr_scaling: LrScaling::Linear,
         min_lr: 1e-6,
+        schedule: LrScheduleKind::Cosine,
         warmup: Span::Epochs(10.0),
+        warmup_lr: 0.0,
+        milestones: vec![Span::Percent(60.0), Span::Percent(80.0)],
+        decay: Decayed::Matrices,
         weight_decay: 0.04,
         weight_decay_end: 0.4,
         clip_grad: Some(3.0),
@@ -609,6 +628,7 @@ fn the_supervised_recipe_is_the_published_one() {
         weight_decay_end: 0.05,
         clip_grad: Some(5.0),
         clip_scope: ClipScope::Global,
+        ..OptimConfig::default()
     };
     assert_eq!(config.optim, optim);
     assert_eq!(config.views.sizes(), [224]);
