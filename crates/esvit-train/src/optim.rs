@@ -26,7 +26,8 @@ pub enum OptimizerKind {
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
-const MOMENTUM: f64 = 0.9;
+/// Decay of the momentum buffer of all optimizers but AdamW.
+pub const MOMENTUM: f64 = 0.9;
 const TRUST: f64 = 0.001;
 
 impl OptimizerKind {
