@@ -673,7 +673,7 @@ fn layers_decide_about_architecture_and_policy() {
     let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
     let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
     assert_eq!(views.unwrap().views, expected);
-    let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
+    let error = resolve(&["views.policy=cutout"]).unwrap_err().to_string();
     assert!(error.contains("`views.policy`"), "{error}");
     let error = recipe_layers("swin_tiny").unwrap_err().to_string();
     assert!(
