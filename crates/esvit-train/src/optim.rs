@@ -430,6 +430,35 @@ mod tests {
         }
     }
 
+    /// Without decay the first step of LARS and LARC is a thousandth of the tensor times the rate, however
+    /// large the gradient is.
+    #[test]
+    fn steps_are_a_share_of_the_tensor() {
+        let list = list(&[&[2, 3]]);
+        let values = [0.3f32, -0.7, 0.1, 1.5, -0.2, 0.9];
+        let norm = |values: &[f32]| {
+            values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+        };
+        let settings = UpdateSettings { lrs: &[LR], weight_decay: 0.0 };
+        let adapts = |config: &OptimizerConfig| {
+            matches!(config.kind, OptimizerKind::Lars | OptimizerKind::Larc)
+        };
+        for config in configs().into_iter().filter(adapts) {
+            for size in [1e-3f32, 1.0, 1e4] {
+                let gradient = values.map(|value| (value * 5.0).cos() * size);
+                let gradients = gradients(&list, &[Some(&gradient)]);
+                let mut params = Params::from_fn(&list, &Device::Cpu, |_| values.to_vec());
+                let mut optimizer = Optimizer::new(config, &list, &Device::Cpu);
+                optimizer.step(&mut params, None, &gradients, &scales(&[1.0]), &settings);
+                let after = params.value(0).to_vec::<f32>();
+                let step: Vec<f32> = after.iter().zip(values).map(|(a, b)| a - b).collect();
+                let share = norm(&step) / norm(&values) / LR;
+                // Values are rounded to a tenth of a thousandth of the step.
+                assert!((share / TRUST - 1.0).abs() < 1e-3, "{config:?}, {size}: {share}");
+            }
+        }
+    }
+
     /// Moments of one value each mean the same, unless the learning rate is inside of them.
     #[test]
     fn moments_that_another_optimizer_can_use() {

@@ -7,7 +7,7 @@ use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
-use crate::span::{Span, Time};
+use crate::span::{RunLength, Span, Time};
 use esvit_data::{Background, RangeSetting};
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::swin::SwinConfig;
@@ -634,6 +634,35 @@ fn the_supervised_recipe_is_the_published_one() {
     assert_eq!(config.views.sizes(), [224]);
     assert_eq!((config.views.jitter.p, config.views.randaugment.ops), (0.0, 2));
     assert_eq!(config.views.erase.p, 0.25);
+}
+
+/// Peaks of the learning rate as the papers' codes have them for their batches; SwAV's starts at 0.3.
+#[test]
+fn rates_of_published_runs() {
+    for (rate, scaling, batch, peak) in [
+        ("0.03", "linear", 256, 0.03),
+        ("1.5e-4", "linear", 4096, 2.4e-3),
+        ("0.6", "linear", 4096, 9.6),
+        ("5e-4", "linear", 512, 1e-3),
+        ("0.3", "linear", 4096, 4.8),
+        ("1.2", "sqrt", 4096, 4.8),
+        ("1.2", "sqrt", 256, 1.2),
+    ] {
+        let texts = [format!("optim.lr={rate}"), format!("optim.lr_scaling={scaling}")];
+        let layers = texts.map(|text| parse_override(&text).unwrap());
+        let optim = Config::resolve(layers.into()).unwrap().optim;
+        let run = RunLength { total_steps: 100, steps_per_epoch: 10 };
+        let found = optim.lr_schedule(batch, run).cosine.base;
+        assert!((found / peak - 1.0).abs() < 1e-12, "{rate} {scaling} {batch}: {found}");
+    }
+    let texts = ["optim.warmup_lr=0.3", "optim.lr=0.3", "optim.min_lr=0.0048", "optim.warmup=2"];
+    let optim = resolve(&texts).unwrap().optim;
+    let schedule = optim.lr_schedule(4096, RunLength { total_steps: 30, steps_per_epoch: 5 });
+    // The values of the code for 6 epochs of 5 steps, two of them the warm-up.
+    for (step, expected) in [(0, 0.3), (1, 0.8), (9, 4.8), (10, 4.8), (11, 4.770_481_6)] {
+        let found = schedule.at(step);
+        assert!((found - expected).abs() < 1e-6, "{step}: {found}");
+    }
 }
 
 #[test]
