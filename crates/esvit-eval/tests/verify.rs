@@ -383,7 +383,8 @@ fn case_of(settings: Value, tensors: impl IntoIterator<Item = (String, Vec<f32>)
     Case { settings, tensors: tensors.collect(), files: Vec::new() }
 }
 
-/// Each tensor of these names off by twice its tolerance, one at a time: its comparison alone fails.
+/// Each tensor of these names off by twice its tolerance, one at a time: its comparison alone
+/// fails.
 fn each_is_compared(case: &dyn Fn() -> Case, names: &[String]) {
     assert_eq!(case().failing(), [""; 0]);
     for name in names {

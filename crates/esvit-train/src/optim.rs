@@ -1,5 +1,5 @@
-//! Optimizers, with the parameter groups of the official codes: which parameters weight decay applies
-//! to, and which steps LARS and LARC scale.
+//! Optimizers, with the parameter groups of the official codes: which parameters weight decay
+//! applies to, and which steps LARS and LARC scale.
 
 use std::sync::Arc;
 
@@ -58,15 +58,16 @@ pub struct OptimizerConfig {
     pub kind: OptimizerKind,
     /// Which parameters are decayed.
     pub decayed: Decayed,
-    /// Whether the learning rate multiplies what is added to the momentum buffer, as in TensorFlow and
-    /// SimCLR, and not the buffer, as in PyTorch. AdamW has no such buffer.
+    /// Whether the learning rate multiplies what is added to the momentum buffer, as in TensorFlow
+    /// and SimCLR, and not the buffer, as in PyTorch. AdamW has no such buffer.
     pub lr_in_momentum: bool,
     /// Trust coefficient of LARS and LARC.
     pub trust_coefficient: f64,
 }
 
 impl From<OptimizerKind> for OptimizerConfig {
-    /// The optimizers of EsViT's and DINO's code; LARC as in SwAV, but for the decay of norms and biases.
+    /// The optimizers of EsViT's and DINO's code; LARC as in SwAV, but for the decay of norms and
+    /// biases.
     fn from(kind: OptimizerKind) -> Self {
         let (decayed, trust_coefficient) = (Decayed::Matrices, TRUST);
         Self { kind, decayed, lr_in_momentum: false, trust_coefficient }
@@ -110,8 +111,8 @@ impl OptimizerConfig {
 pub struct Optimizer {
     config: OptimizerConfig,
     list: Arc<ParamList>,
-    /// AdamW: running means of the gradient and of its square; the others: the momentum buffer. Each
-    /// has the values of all trained parameters, where [`ParamList::range`] says.
+    /// AdamW: running means of the gradient and of its square; the others: the momentum buffer.
+    /// Each has the values of all trained parameters, where [`ParamList::range`] says.
     moments: Vec<Tensor>,
     /// Number of updates of every parameter, without frozen steps.
     updates: Vec<u64>,
@@ -430,8 +431,8 @@ mod tests {
         }
     }
 
-    /// Without decay the first step of LARS and LARC is a thousandth of the tensor times the rate, however
-    /// large the gradient is.
+    /// Without decay the first step of LARS and LARC is a thousandth of the tensor times the rate,
+    /// however large the gradient is.
     #[test]
     fn steps_are_a_share_of_the_tensor() {
         let list = list(&[&[2, 3]]);

@@ -1,4 +1,5 @@
-//! Schedules of learning rate, weight decay, momentum and temperature. Each is a function of the step.
+//! Schedules of learning rate, weight decay, momentum and temperature. Each is a function of the
+//! step.
 
 use std::f64::consts::PI;
 
@@ -46,19 +47,20 @@ pub enum LrScheduleKind {
     /// DINO, EsViT and SwAV: [`CosineSchedule`], whose warm-up reaches the peak in its last step.
     #[default]
     Cosine,
-    /// MoCo v3, SimCLR and BYOL (optax, `transformers`): the same, but the warm-up of `n` steps grows by an
-    /// `n`th of the way and reaches the peak in the step after it.
+    /// MoCo v3, SimCLR and BYOL (optax, `transformers`): the same, but a warm-up of `n` steps grows
+    /// by an `n`th of the way and reaches the peak in the step after it.
     WarmupCosine,
     /// MoCo v2 and DenseCL: [`LrScheduleKind::Cosine`] at the first step of each epoch.
     EpochCosine,
-    /// MoBY, from timm without `warmup_prefix`: the warm-up of [`LrScheduleKind::WarmupCosine`], then a cosine that
-    /// began with it, so that the rate drops where the warm-up ends. A step has the value of the step before,
-    /// and the first two have the first.
+    /// MoBY, from timm without `warmup_prefix`: the warm-up of [`LrScheduleKind::WarmupCosine`],
+    /// then a cosine that began with it, so that the rate drops where the warm-up ends. A step has
+    /// the value of the step before, and the first two have the first.
     TimmCosine,
-    /// Swin's present code, timm's with `warmup_prefix`: [`LrScheduleKind::WarmupCosine`], a step late as above.
+    /// Swin's present code, timm's with `warmup_prefix`: [`LrScheduleKind::WarmupCosine`], a step
+    /// late as above.
     TimmPrefixCosine,
-    /// MoCo v1: the warm-up of [`LrScheduleKind::WarmupCosine`], then the peak, a tenth of it from the first
-    /// milestone on, a hundredth from the second on.
+    /// MoCo v1: the warm-up of [`LrScheduleKind::WarmupCosine`], then the peak, a tenth of it from
+    /// the first milestone on, a hundredth from the second on.
     MultiStep,
 }
 
@@ -239,7 +241,8 @@ mod tests {
         }
     }
 
-    /// The rate where the warm-up ends: the peak in its last step, in the next, two steps later, and never.
+    /// The rate where the warm-up ends: the peak in its last step, in the next, two steps later,
+    /// and never.
     #[test]
     fn schedules_differ_where_the_warm_up_ends() {
         for (kind, expected) in [

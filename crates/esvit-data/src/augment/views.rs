@@ -459,7 +459,8 @@ mod tests {
             for (v, (inverted, blurred)) in inverted.into_iter().zip(blurred).enumerate() {
                 let of = |x: u32| all.iter().map(move |views| views[v].pixel(x, 20).unwrap()[0]);
                 let count = |x: u32, is: fn(u8) -> bool| of(x).filter(|&value| is(value)).count();
-                // Bright far from the line unless it is inverted, and beside it unless it is blurred.
+                // Bright far from the line unless it is inverted, and beside it unless it is
+                // blurred.
                 assert_share(count(0, |value| value == 55), all.len(), inverted);
                 let sharp = count(21, |value| value == 200 || value == 55);
                 assert_share(all.len() - sharp, all.len(), blurred);

@@ -81,8 +81,8 @@ fn parameters(case: &Case) -> Arc<ParamList> {
     registry.finish()
 }
 
-/// A variant in the terms of this program. The last is LARC with the rules of LARS for what it adapts and
-/// for momentum; the case says that it has no rule for zeros.
+/// A variant in the terms of this program. The last is LARC with the rules of LARS for what it
+/// adapts and for momentum; the case says that it has no rule for zeros.
 fn optimizer(variant: &str, trust_coefficient: f64) -> Result<OptimizerConfig> {
     use OptimizerKind::{Larc, Lars};
     let (kind, lr_in_momentum, decayed) = match variant {

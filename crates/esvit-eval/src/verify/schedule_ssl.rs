@@ -1,4 +1,5 @@
-//! Cases of kind `schedule-ssl`: learning rates and EMA momenta of MoCo, MoBY, SimCLR, BYOL, SwAV and Swin.
+//! Cases of kind `schedule-ssl`: learning rates and EMA momenta of MoCo, MoBY, SimCLR, BYOL, SwAV
+//! and Swin.
 
 use esvit_train::config::LR_BATCH;
 use esvit_train::schedule::{CosineSchedule, LrScaling, LrSchedule, LrScheduleKind};
@@ -167,8 +168,8 @@ impl Timm {
     }
 }
 
-/// A rate at every step: at the start and the end of its warm-up and at its end, and the steps of warm-up
-/// and run.
+/// A rate at every step: at the start and the end of its warm-up and at its end, and the steps of
+/// warm-up and run.
 fn rate(
     kind: LrScheduleKind,
     [start, base, last]: [f64; 3],

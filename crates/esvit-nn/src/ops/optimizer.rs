@@ -21,8 +21,8 @@ pub enum UpdateRule {
     Sgd {
         /// Decay of the momentum buffer.
         momentum: f64,
-        /// Whether the learning rate multiplies what is added to the buffer, as in TensorFlow, and not
-        /// the buffer, as in PyTorch.
+        /// Whether the learning rate multiplies what is added to the buffer, as in TensorFlow, and
+        /// not the buffer, as in PyTorch.
         lr_in_momentum: bool,
     },
 }
@@ -36,8 +36,8 @@ pub enum Trust {
         /// Trust coefficient.
         share: f64,
     },
-    /// LARC, as in NVIDIA's apex: by `share * |w| / (|g| + decay * |w| + 1e-8)`. Where `|w|` or `|g|` is
-    /// 0 the step is `g` itself, without decay.
+    /// LARC, as in NVIDIA's apex: by `share * |w| / (|g| + decay * |w| + 1e-8)`. Where `|w|` or
+    /// `|g|` is 0 the step is `g` itself, without decay.
     Larc {
         /// Trust coefficient.
         share: f64,
@@ -277,7 +277,8 @@ mod tests {
         }
     }
 
-    /// What the buffer holds of earlier steps has their learning rate, or takes that of the last one.
+    /// What the buffer holds of earlier steps has their learning rate, or takes that of the last
+    /// one.
     #[test]
     fn the_rate_inside_of_momentum_and_outside() {
         let [values, buffer] = updated(None, false, [0.0, 0.0], [1.0, 1.0], 0.0);

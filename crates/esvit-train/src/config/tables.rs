@@ -146,8 +146,8 @@ settings! {
         /// `adamw`, `sgd`, `lars`, or `larc`, which divides by the sum of the norms of gradient and
         /// decay where LARS divides by the norm of their sum.
         pub name: OptimizerKind = OptimizerKind::AdamW,
-        /// Whether the learning rate multiplies gradients as momentum adds them up, as in TensorFlow
-        /// and SimCLR, and not their sum, as in PyTorch. Not for `adamw`.
+        /// Whether the learning rate multiplies gradients as momentum adds them up, as in
+        /// TensorFlow and SimCLR, and not their sum, as in PyTorch. Not for `adamw`.
         pub lr_in_momentum: bool = false,
         /// Learning rate at the end of the warm-up for a global batch of 256.
         pub lr: f64 = 5e-4,
@@ -167,8 +167,8 @@ settings! {
         pub warmup_lr: f64 = 0.0,
         /// Lengths from the start after which `multi_step` divides the learning rate by ten.
         pub milestones: Vec<Span> = vec![Span::Percent(60.0), Span::Percent(80.0)],
-        /// What weight decay applies to, and `lars` and `larc` adapt: `matrices`, tensors of two or more
-        /// dimensions that are not biases, or `all` parameters, as in MoCo, DenseCL and SwAV.
+        /// What weight decay applies to, and `lars` and `larc` adapt: `matrices`, tensors of two or
+        /// more dimensions that are not biases, or `all` parameters, as in MoCo, DenseCL and SwAV.
         pub decay: Decayed = Decayed::Matrices,
         /// Weight decay at the start.
         pub weight_decay: f64 = 0.04,

@@ -636,7 +636,8 @@ fn the_supervised_recipe_is_the_published_one() {
     assert_eq!(config.views.erase.p, 0.25);
 }
 
-/// Peaks of the learning rate as the papers' codes have them for their batches; SwAV's starts at 0.3.
+/// Peaks of the learning rate as the papers' codes have them for their batches; SwAV's starts at
+/// 0.3.
 #[test]
 fn rates_of_published_runs() {
     for (rate, scaling, batch, peak) in [

@@ -78,7 +78,8 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
     }
 }
 
-/// What LARS and LARC remember, with the learning rate inside and outside, and the place in a schedule.
+/// What LARS and LARC remember, with the learning rate inside and outside, and the place in a
+/// schedule.
 #[test]
 fn optimizers_and_schedules_go_on() {
     for settings in [
