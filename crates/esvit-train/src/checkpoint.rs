@@ -400,12 +400,16 @@ impl Checkpoint {
     ) -> Result<(), CheckpointError> {
         let specs = learner.network.specs().clone();
         // The moments of one optimizer mean nothing to another one.
-        let stored = metadata.config(self.file.path()).map(|config| config.optim.name);
-        let kind = learner.optimizer.kind();
+        let stored = metadata.config(self.file.path()).map(|config| config.optim.optimizer());
+        let now = learner.optimizer.config();
+        let count = now.kind.moments();
         let has = |prefix: &&&str| self.file.tensors().iter().any(|t| t.name.starts_with(**prefix));
-        let is_same = stored.map_or(true, |stored| stored == kind)
-            || MOMENTS.iter().filter(has).count() == kind.moments();
-        let prefixes = if is_same { &MOMENTS[..kind.moments()] } else { &[] };
+        let has_as_many = || MOMENTS.iter().filter(has).count() == count;
+        let is_same = stored.map_or(true, |stored| {
+            stored.lr_in_momentum == now.lr_in_momentum
+                && (stored.kind == now.kind || has_as_many())
+        });
+        let prefixes = if is_same { &MOMENTS[..count] } else { &[] };
         for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
             let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
             let mut moments = Vec::new();

@@ -16,7 +16,7 @@ use crate::crop_chunks::CropChunks;
 use crate::objective::{
     BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher, Views,
 };
-use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use crate::optim::{self, ClipScope, Optimizer, OptimizerConfig, UpdateSettings};
 
 /// Settings that are constant over a run.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -145,12 +145,12 @@ impl Learner {
     pub fn new(
         network: Network,
         objective: Box<dyn Objective>,
-        kind: OptimizerKind,
+        optimizer: impl Into<OptimizerConfig>,
         settings: LearnerSettings,
         device: &Device,
     ) -> Self {
         let student = Params::init(network.specs(), settings.seed, device);
-        let optimizer = Optimizer::new(kind, network.specs(), device);
+        let optimizer = Optimizer::new(optimizer, network.specs(), device);
         let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
         let teacher = follows.then(|| student.clone());
         let collective = Solo::shared();

@@ -297,7 +297,7 @@ mod tests {
             change(&mut config);
             config
         };
-        for name in [OptimizerKind::Sgd, OptimizerKind::Lars] {
+        for name in [OptimizerKind::Sgd, OptimizerKind::Lars, OptimizerKind::Larc] {
             let found = estimate(&with(&|config| config.optim.name = name), 4);
             check(found, expected(state(1, 1), 4.0));
         }

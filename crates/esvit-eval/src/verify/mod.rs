@@ -9,8 +9,10 @@ mod built_in;
 mod checkpoint;
 mod evaluation;
 mod objective;
+mod optimizer;
 mod pretrain;
 mod schedule;
+mod schedule_ssl;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,6 +168,8 @@ fn report(name: String, case: Result<Case>) -> Report {
         "knn" => evaluation::knn(&case),
         "correspondence" => evaluation::correspondence(&case),
         "schedule" => schedule::run(&case),
+        "schedule-ssl" => schedule_ssl::run(&case),
+        "optimizer" => optimizer::run(&case),
         "augment" => augment::run(&case),
         "checkpoint" => checkpoint::run(&case),
         kind => Err(CaseError::Kind(kind.into())),

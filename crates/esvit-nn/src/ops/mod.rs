@@ -39,7 +39,7 @@ pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
 pub use neighbors::{Border, NeighborMap, NeighborMaps, Neighbors};
 pub use norm::{global_average_pool, l2_normalize, layer_norm};
-pub use optimizer::{Update, UpdateRule, clip_scales, ema_update, update};
+pub use optimizer::{Trust, Update, UpdateRule, clip_scales, ema_update, update};
 pub use packing::{PackedWeights, Packing};
 pub use patch::{merge_patches, merging_indices, patchify};
 pub use precision::{Compute, Precision};

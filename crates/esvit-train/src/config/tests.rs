@@ -5,8 +5,9 @@ use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
 use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
-use crate::optim::{ClipScope, OptimizerKind};
-use crate::span::{Span, Time};
+use crate::optim::{ClipScope, Decayed, OptimizerKind};
+use crate::schedule::{LrScaling, LrScheduleKind};
+use crate::span::{RunLength, Span, Time};
 use esvit_data::{Background, RangeSetting};
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::swin::SwinConfig;
@@ -322,6 +323,13 @@ fn every_setting_has_its_bounds() {
         ("optim.lr=-1.0", "optim.lr=0.0"),
         ("optim.lr=inf", "optim.lr=10.0"),
         ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
+        ("optim.warmup_lr=-1.0", "optim.warmup_lr=0.0"),
+        ("optim.warmup_lr=nan", "optim.warmup_lr=1.0"),
+        ("optim.lr_in_momentum=true", "optim.lr_in_momentum=false"),
+        ("optim.schedule=linear", "optim.schedule=multi_step"),
+        ("optim.lr_scaling=none", "optim.lr_scaling=sqrt"),
+        ("optim.decay=none", "optim.decay=all"),
+        ("optim.milestones=5", "optim.milestones=[5, '8 steps', '70%']"),
         ("optim.weight_decay=-0.1", "optim.weight_decay=0.0"),
         ("optim.weight_decay_end=-0.1", "optim.weight_decay_end=0.0"),
         ("optim.warmup=-1.0", "optim.warmup=0.0"),
@@ -502,6 +510,11 @@ fn settings_that_do_not_go_together_are_refused() {
             ["optim.lr=5", "optim.warmup=5"],
             "`optim.warmup_epochs` is the former name of `optim.warmup`",
         ),
+        (
+            ["optim.name=adamw", "optim.lr_in_momentum=true"],
+            ["optim.name=larc", "optim.lr_in_momentum=true"],
+            "hint: choose `optim.name=sgd`, `lars` or `larc`",
+        ),
     ] {
         let error = resolve(&refused).expect_err(needed).to_string();
         assert!(error.contains(needed), "{error}");
@@ -558,9 +571,15 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.objective, ObjectiveConfig::Esvit(objective));
     let optim = OptimConfig {
         name: OptimizerKind::AdamW,
+        lr_in_momentum: false,
         lr: 5e-4,
+        lr_scaling: LrScaling::Linear,
         min_lr: 1e-6,
+        schedule: LrScheduleKind::Cosine,
         warmup: Span::Epochs(10.0),
+        warmup_lr: 0.0,
+        milestones: vec![Span::Percent(60.0), Span::Percent(80.0)],
+        decay: Decayed::Matrices,
         weight_decay: 0.04,
         weight_decay_end: 0.4,
         clip_grad: Some(3.0),
@@ -702,11 +721,42 @@ fn the_supervised_recipe_is_the_published_one() {
         weight_decay_end: 0.05,
         clip_grad: Some(5.0),
         clip_scope: ClipScope::Global,
+        ..OptimConfig::default()
     };
     assert_eq!(config.optim, optim);
     assert_eq!(config.views.sizes(), [224]);
     assert_eq!((config.views.jitter.p, config.views.randaugment.ops), (0.0, 2));
     assert_eq!(config.views.erase.p, 0.25);
+}
+
+/// Peaks of the learning rate as the papers' codes have them for their batches; SwAV's starts at
+/// 0.3.
+#[test]
+fn rates_of_published_runs() {
+    for (rate, scaling, batch, peak) in [
+        ("0.03", "linear", 256, 0.03),
+        ("1.5e-4", "linear", 4096, 2.4e-3),
+        ("0.6", "linear", 4096, 9.6),
+        ("5e-4", "linear", 512, 1e-3),
+        ("0.3", "linear", 4096, 4.8),
+        ("1.2", "sqrt", 4096, 4.8),
+        ("1.2", "sqrt", 256, 1.2),
+    ] {
+        let texts = [format!("optim.lr={rate}"), format!("optim.lr_scaling={scaling}")];
+        let layers = texts.map(|text| parse_override(&text).unwrap());
+        let optim = Config::resolve(layers.into()).unwrap().optim;
+        let run = RunLength { total_steps: 100, steps_per_epoch: 10 };
+        let found = optim.lr_schedule(batch, run).cosine.base;
+        assert!((found / peak - 1.0).abs() < 1e-12, "{rate} {scaling} {batch}: {found}");
+    }
+    let texts = ["optim.warmup_lr=0.3", "optim.lr=0.3", "optim.min_lr=0.0048", "optim.warmup=2"];
+    let optim = resolve(&texts).unwrap().optim;
+    let schedule = optim.lr_schedule(4096, RunLength { total_steps: 30, steps_per_epoch: 5 });
+    // The values of the code for 6 epochs of 5 steps, two of them the warm-up.
+    for (step, expected) in [(0, 0.3), (1, 0.8), (9, 4.8), (10, 4.8), (11, 4.770_481_6)] {
+        let found = schedule.at(step);
+        assert!((found - expected).abs() < 1e-6, "{step}: {found}");
+    }
 }
 
 #[test]
@@ -746,7 +796,7 @@ fn layers_decide_about_architecture_and_policy() {
     let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
     let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
     assert_eq!(views.unwrap().views, expected);
-    let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
+    let error = resolve(&["views.policy=cutout"]).unwrap_err().to_string();
     assert!(error.contains("`views.policy`"), "{error}");
     let error = recipe_layers("swin_tiny").unwrap_err().to_string();
     assert!(
