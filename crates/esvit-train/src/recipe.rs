@@ -69,6 +69,7 @@ pub const RECIPES: &[Recipe] = &[
          optim.name = 'lars'\n\
          optim.lr = 0.3\n\
          optim.warmup = '10 epochs'\n\
+         optim.decay = 'matrices'\n\
          optim.weight_decay = 1e-6\n\
          optim.weight_decay_end = 1e-6\n\
          views.global_scale = [0.2, 1.0]"
@@ -95,6 +96,7 @@ pub const RECIPES: &[Recipe] = &[
          optim.lr = 0.6\n\
          optim.min_lr = 6e-4\n\
          optim.warmup = 0\n\
+         optim.warmup_lr = 0.0\n\
          train.epochs = 400\n\
          train.batch_size = 256"
     ),
