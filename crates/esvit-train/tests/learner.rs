@@ -8,6 +8,9 @@ mod checkpoint;
 #[path = "learner/collective.rs"]
 mod collective;
 
+#[path = "learner/compared.rs"]
+mod compared;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 
