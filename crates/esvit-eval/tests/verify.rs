@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says at which line it failed")]
 
+#[path = "verify/objectives.rs"]
+mod objectives;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
