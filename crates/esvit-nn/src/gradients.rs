@@ -81,11 +81,9 @@ impl ParamGradients {
         let values = params.values().into_iter().enumerate();
         let indices: HashMap<usize, usize> =
             values.filter_map(|(index, value)| Some((tape.number(&value)?, index))).collect();
-        tape.backward_into(loss, &mut |leaf, gradient| {
-            match indices.get(&leaf) {
-                Some(&index) => self.add(index, gradient),
-                None => others(leaf, gradient),
-            }
+        tape.backward_into(loss, &mut |leaf, gradient| match indices.get(&leaf) {
+            Some(&index) => self.add(index, gradient),
+            None => others(leaf, gradient),
         });
     }
 

@@ -567,9 +567,8 @@ fn prototype_cross_entropy() {
 #[test]
 fn info_nce() {
     for [rows, negatives, width] in [[1, 1, 2], [4, 9, 5], [6, 70, 3]] {
-        let unit = |stream: u32, count: usize| {
-            ops::l2_normalize(hashed_tensor(stream, [count, width]))
-        };
+        let unit =
+            |stream: u32, count: usize| ops::l2_normalize(hashed_tensor(stream, [count, width]));
         for temperature in [1.0, 0.5] {
             let queries = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
             check_both(

@@ -302,12 +302,7 @@ pub fn cross_entropy(
 }
 
 /// InfoNCE of queries with a positive each and negatives that all share.
-pub fn info_nce(
-    queries: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    temperature: f64,
-) -> Tensor {
+pub fn info_nce(queries: Tensor, positives: Tensor, negatives: Tensor, temperature: f64) -> Tensor {
     let rows = queries.shape()[0];
     let own = (queries.clone() * positives).sum_dim(1);
     let others = queries.matmul(negatives.transpose());

@@ -32,7 +32,8 @@ impl Pair {
     fn connected() -> [Arc<dyn Collective>; 2] {
         let ((to_first, of_first), (to_second, of_second)) = (channel(), channel());
         [(0, to_second, of_first), (1, to_first, of_second)].map(|(rank, to, from)| {
-            let pair: Arc<dyn Collective> = Arc::new(Self { rank, to, from: Arc::new(Mutex::new(from)) });
+            let pair: Arc<dyn Collective> =
+                Arc::new(Self { rank, to, from: Arc::new(Mutex::new(from)) });
             pair
         })
     }

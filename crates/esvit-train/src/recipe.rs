@@ -16,7 +16,11 @@ macro_rules! recipe {
         recipe!($name, $name, "")
     };
     ($name:literal, $of:literal, $over:expr) => {
-        Recipe { name: $name, text: include_str!(concat!("../recipes/", $of, ".toml")), over: $over }
+        Recipe {
+            name: $name,
+            text: include_str!(concat!("../recipes/", $of, ".toml")),
+            over: $over,
+        }
     };
 }
 

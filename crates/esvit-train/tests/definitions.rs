@@ -77,9 +77,7 @@ fn queries_beside_a_queue() {
         let [keys, queue] = [&keys, &queue].map(|rows| tensor(&unit(rows)));
         ops::info_nce(normalized(queries.clone()), keys, queue, TEMPERATURE)
     };
-    check("MoCo-v2", 1, 1, loss, |views| {
-        losses::with_queue(&views[0], &keys, &queue, TEMPERATURE)
-    });
+    check("MoCo-v2", 1, 1, loss, |views| losses::with_queue(&views[0], &keys, &queue, TEMPERATURE));
 }
 
 /// Two views, and two global ones with a local one.
@@ -172,17 +170,14 @@ fn clusters_of_the_other_view() {
     let values = numbers(1, views * BATCH * WIDTH);
     let by_view: Vec<Rows> =
         values.chunks_exact(BATCH * WIDTH).map(|view| rows(view, WIDTH)).collect();
-    let targets = [0, 1].map(|view| {
-        losses::sinkhorn(&losses::scores(&by_view[view], &prototypes), 0.05, 3)
-    });
+    let targets =
+        [0, 1].map(|view| losses::sinkhorn(&losses::scores(&by_view[view], &prototypes), 0.05, 3));
     let shares = targets.each_ref().map(tensor);
     let loss = |embeddings: &Tensor| {
         let embeddings = normalized(embeddings.clone());
         swav::loss(&embeddings, &tensor(&prototypes), &shares, TEMPERATURE).total()
     };
-    check("SwAV", 1, views, loss, |rows| {
-        losses::swapped(rows, &prototypes, &targets, TEMPERATURE)
-    });
+    check("SwAV", 1, views, loss, |rows| losses::swapped(rows, &prototypes, &targets, TEMPERATURE));
     // The prototypes' own, which are not scaled on the way.
     let tape = Tape::new();
     let leaf = tape.watch(tensor(&prototypes));
@@ -295,11 +290,7 @@ fn losses_by_chance() {
         ("MoCo-v3, T 1", mocov3::loss(&both, &keys, 0, &views, 1.0).total(), 4.0 * batch),
         ("MoBY", moby::loss(&both, &keys, &queues, &views, 0.2).total(), 2.0 * queue),
         ("BYOL", byol::loss(&both, &keys, &views).total(), 4.0),
-        (
-            "SimCLR",
-            simclr::nt_xent(&both, 0.5, &Solo).loss,
-            2.0 * (2.0 * IMAGES as f64 - 1.0).ln(),
-        ),
+        ("SimCLR", simclr::nt_xent(&both, 0.5, &Solo).loss, 2.0 * (2.0 * IMAGES as f64 - 1.0).ln()),
     ] {
         let found = f64::from(found.item());
         assert!((found / chance - 1.0).abs() < 0.03, "{what}: {found} instead of {chance}");

@@ -2,7 +2,9 @@
 
 use esvit_nn::Tensor;
 
-use super::{Case, CaseError, Check, Result, absolute_error, max_abs, relative_error, relative_to_max};
+use super::{
+    Case, CaseError, Check, Result, absolute_error, max_abs, relative_error, relative_to_max,
+};
 
 /// Of losses, relative.
 pub(super) const LOSS: f64 = 1e-5;

@@ -173,8 +173,7 @@ fn head(settings: &Settings, method: &str, scope: &mut Scope<'_>) -> Option<Forw
         }
         "swav" => {
             let (hidden_dim, out_dim) = (hidden, out);
-            let config =
-                SwavConfig { prototypes, hidden_dim, out_dim, ..SwavConfig::default() };
+            let config = SwavConfig { prototypes, hidden_dim, out_dim, ..SwavConfig::default() };
             let head = swav::Head::new(scope, inputs, &config);
             Box::new(move |params: &Params, input: Tensor, ctx: &ForwardCtx| {
                 let embedding = head.embed(params, input, ctx);
@@ -222,9 +221,5 @@ fn of_maps(
     let embedded = neck.forward(params, view, maps, ctx);
     let outputs = embedded.grid.shape()[1];
     let grid = embedded.grid.reshape([batch, cells, outputs]).swap_dims(1, 2);
-    vec![
-        ("global", embedded.global),
-        ("grid", grid),
-        ("dense_mean", embedded.dense_mean),
-    ]
+    vec![("global", embedded.global), ("grid", grid), ("dense_mean", embedded.dense_mean)]
 }

@@ -41,13 +41,9 @@ impl BatchNorm {
     }
 
     /// The same with less to learn.
-    pub fn with_affine(
-        scope: &mut Scope<'_>,
-        channels: usize,
-        eps: f64,
-        affine: Affine,
-    ) -> Self {
-        let weight = (affine != Affine::Off).then(|| scope.param("weight", &[channels], Init::Ones));
+    pub fn with_affine(scope: &mut Scope<'_>, channels: usize, eps: f64, affine: Affine) -> Self {
+        let weight =
+            (affine != Affine::Off).then(|| scope.param("weight", &[channels], Init::Ones));
         let bias = (affine == Affine::Full).then(|| scope.param("bias", &[channels], Init::Zeros));
         Self {
             weight,
@@ -175,13 +171,12 @@ mod tests {
             let found: Vec<&str> = list.iter().map(|spec| spec.name.as_str()).collect();
             assert_eq!(found, names);
             // A gain of 3 and a shift of 5, where there are some.
-            let params = Params::from_fn(&list, &Device::Cpu, |spec: &ParamSpec| {
-                match spec.name.as_str() {
+            let params =
+                Params::from_fn(&list, &Device::Cpu, |spec: &ParamSpec| match spec.name.as_str() {
                     "weight" => vec![3.0; 2],
                     "bias" => vec![5.0; 2],
                     _ => spec.initial_values(0),
-                }
-            });
+                });
             let y = norm.forward(&params, rows(1, 6), &ForwardCtx::teacher()).to_vec::<f32>();
             let column: Vec<f32> = y.iter().copied().step_by(2).collect();
             let mean = column.iter().sum::<f32>() / 6.0;

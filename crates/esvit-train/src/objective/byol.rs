@@ -15,7 +15,7 @@ use super::config::{check_share, check_widths, saved_bytes};
 use super::infonce::{self, EMBEDDING_STD, POSITIVE_SIMILARITY, unit_rows};
 use super::pairs::{others, rows_of_view, share};
 use super::{
-    BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, Health, HeadMemory, Loss,
+    BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, HeadMemory, Health, Loss,
     MicroBatch, Objective, ObjectiveSettings, Pass, Setup, StepInfo, Teacher, Views,
 };
 use crate::schedule::CosineSchedule;

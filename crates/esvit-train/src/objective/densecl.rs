@@ -18,7 +18,7 @@ use super::infonce::{self, Contrast, normalized};
 use super::pairs::rows_of_view;
 use super::queue::KeyQueue;
 use super::{
-    BatchStatistics, Chunking, Collapse, EmaTiming, Health, HeadMemory, Loss, LossPart, MicroBatch,
+    BatchStatistics, Chunking, Collapse, EmaTiming, HeadMemory, Health, Loss, LossPart, MicroBatch,
     Objective, ObjectiveSettings, Pass, Setup, StateTensor, StepInfo, Teacher,
 };
 

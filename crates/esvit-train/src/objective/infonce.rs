@@ -181,8 +181,7 @@ mod tests {
     /// Random directions of many values are as far from each other as chance has it.
     #[test]
     fn directions_by_chance() {
-        let [queries, keys] =
-            [1, 2].map(|stream| normalized(hashed_tensor(stream, [64, 2048])));
+        let [queries, keys] = [1, 2].map(|stream| normalized(hashed_tensor(stream, [64, 2048])));
         for temperature in [0.2, 1.0] {
             let found = f64::from(among(&queries, &keys, 0, temperature).item());
             let chance = 64f64.ln();
@@ -195,9 +194,8 @@ mod tests {
     /// Queries that are nearer to their keys than to others, and some that are not.
     #[test]
     fn accuracy_and_similarities_by_hand() {
-        let rows = |values: &[f32]| {
-            Tensor::new(values.to_vec(), [values.len() / 2, 2], &Device::Cpu)
-        };
+        let rows =
+            |values: &[f32]| Tensor::new(values.to_vec(), [values.len() / 2, 2], &Device::Cpu);
         let queries = rows(&[1.0, 0.0, 0.0, 1.0, 0.6, 0.8, 0.0, -1.0]);
         let keys = rows(&[1.0, 0.0, 1.0, 0.0, 0.6, 0.8, 0.0, 1.0]);
         let others = rows(&[0.0, 1.0, 0.8, 0.6]);

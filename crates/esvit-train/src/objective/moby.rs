@@ -15,7 +15,7 @@ use super::infonce::{self, Contrast, normalized};
 use super::pairs::{others, rows_of_view, share};
 use super::queue::KeyQueue;
 use super::{
-    BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, Health, HeadMemory, Loss,
+    BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, HeadMemory, Health, Loss,
     MicroBatch, Objective, ObjectiveSettings, Pass, Setup, StateTensor, StepInfo, Teacher, Views,
 };
 use crate::schedule::CosineSchedule;

@@ -21,8 +21,8 @@ use super::config::{check_queue, check_share, check_temperature, check_widths, s
 use super::infonce::{self, Contrast, normalized};
 use super::queue::KeyQueue;
 use super::{
-    BatchStatistics, Chunking, Collapse, EmaTiming, Health, HeadMemory, Loss, MicroBatch, Objective,
-    ObjectiveSettings, Pass, Setup, StateTensor, StepInfo, Teacher,
+    BatchStatistics, Chunking, Collapse, EmaTiming, HeadMemory, Health, Loss, MicroBatch,
+    Objective, ObjectiveSettings, Pass, Setup, StateTensor, StepInfo, Teacher,
 };
 
 settings! {

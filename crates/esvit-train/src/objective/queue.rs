@@ -83,10 +83,8 @@ impl KeyQueue {
         }
         let count = new.shape()[0];
         let until_end = count.min(self.length - self.next);
-        let (at_end, at_start) = (
-            new.clone().narrow(0, 0, until_end),
-            new.narrow(0, until_end, count - until_end),
-        );
+        let (at_end, at_start) =
+            (new.clone().narrow(0, 0, until_end), new.narrow(0, until_end, count - until_end));
         let keys = replaced(self.keys(), self.next, at_end);
         self.keys = OnceLock::from(replaced(&keys, 0, at_start));
         self.next = (self.next + count) % self.length;

@@ -16,7 +16,7 @@ use super::config::{check_temperature, check_widths, saved_bytes};
 use super::infonce::{self, Contrast, own_columns, unit_rows};
 use super::pairs::rows_of_view;
 use super::{
-    Chunking, Collapse, GLOBAL_VIEWS, Health, HeadMemory, Loss, MicroBatch, Objective,
+    Chunking, Collapse, GLOBAL_VIEWS, HeadMemory, Health, Loss, MicroBatch, Objective,
     ObjectiveSettings, Pass, Setup, StepInfo, Teacher,
 };
 

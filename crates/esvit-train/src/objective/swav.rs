@@ -19,7 +19,7 @@ use super::infonce::normalized;
 use super::pairs::rows_of_view;
 use super::sinkhorn::assignments;
 use super::{
-    Chunking, Collapse, GLOBAL_VIEWS, Health, HeadMemory, Loss, MicroBatch, Objective,
+    Chunking, Collapse, GLOBAL_VIEWS, HeadMemory, Health, Loss, MicroBatch, Objective,
     ObjectiveSettings, Pass, Setup, StateTensor, StepInfo, Teacher, feature_std,
 };
 use crate::span::Span;

@@ -56,9 +56,8 @@ pub(super) fn run(case: &Case) -> Result<Checks<'_>> {
         let name = |part: &str| format!("step.{step}.{part}");
         let views = |part: &str| case.shaped(&name(part), [batch, dim]);
         let grids = |part: &str| case.shaped(&name(part), [batch, dim, height * width]);
-        let features = |part: &str| {
-            case.shaped(&name(part), [batch, feature_dim, height, width]).map(cells)
-        };
+        let features =
+            |part: &str| case.shaped(&name(part), [batch, feature_dim, height, width]).map(cells);
         let tape = Tape::new();
         let (leaf, leaf_grid) = (tape.watch(views("q")?), tape.watch(grids("q_grid")?));
         let keys = Keys {
@@ -84,7 +83,8 @@ pub(super) fn run(case: &Case) -> Result<Checks<'_>> {
         let gradients = tape.backward(&loss);
         checks.gradient(&name("grad_q"), gradients.of(&leaf))?;
         checks.gradient(&name("grad_q_grid"), gradients.of(&leaf_grid))?;
-        for (queue, keys) in queues.iter_mut().zip([keys.global, normalized(views("k_dense_mean")?)])
+        for (queue, keys) in
+            queues.iter_mut().zip([keys.global, normalized(views("k_dense_mean")?)])
         {
             queue.note(keys);
             queue.commit(&Solo);

@@ -32,7 +32,12 @@ pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
 const POINTER: &str = "queue_ptr";
 
 /// A queue with the keys `[D, K]` and the place that a case gives.
-fn queue(case: &Case, name: &'static str, [width, length]: [usize; 2], next: i64) -> Result<KeyQueue> {
+fn queue(
+    case: &Case,
+    name: &'static str,
+    [width, length]: [usize; 2],
+    next: i64,
+) -> Result<KeyQueue> {
     let keys = case.shaped(name, [width, length])?;
     let mut queue = KeyQueue::new(name, [length, width], 0, &case.device);
     queue.set_keys(keys);

@@ -56,10 +56,8 @@ impl Method {
         let (hidden_dim, out_dim) = (case.head.hidden, case.head.out);
         let momentum_teacher = 0.0;
         match self {
-            Self::MocoV2 => {
-                MocoV2Config { queue_length, temperature, momentum_teacher, out_dim }
-                    .build(scope, setup)
-            }
+            Self::MocoV2 => MocoV2Config { queue_length, temperature, momentum_teacher, out_dim }
+                .build(scope, setup),
             Self::MocoV3 => MocoV3Config {
                 temperature,
                 momentum_teacher,
@@ -73,9 +71,7 @@ impl Method {
                 MobyConfig { queue_length, temperature, momentum_teacher, hidden_dim, out_dim }
                     .build(scope, setup)
             }
-            Self::Byol => {
-                ByolConfig { momentum_teacher, hidden_dim, out_dim }.build(scope, setup)
-            }
+            Self::Byol => ByolConfig { momentum_teacher, hidden_dim, out_dim }.build(scope, setup),
             Self::Swav => SwavConfig {
                 prototypes: case.head.prototypes,
                 temperature,
@@ -207,9 +203,9 @@ impl<'a> Views<'a> {
     /// The results of heads one after the other, of every view.
     fn project(self, heads: &[&Projection]) -> Vec<Tensor> {
         let runs = vec![self.batch; self.count];
-        let found = heads.iter().fold(self.features, |rows, head| {
-            head.forward(self.params, rows, &runs, &self.ctx)
-        });
+        let found = heads
+            .iter()
+            .fold(self.features, |rows, head| head.forward(self.params, rows, &runs, &self.ctx));
         (0..self.count).map(|view| rows_of_view(&found, view, self.batch)).collect()
     }
 }

@@ -254,8 +254,7 @@ fn learner(case: &Case, method: Method, settings: &Settings) -> Result<Learner> 
     learner.student = case.params("student.", &specs)?;
     if learner.teacher.is_some() {
         // The teacher has no predictor.
-        let unused =
-            |spec: &ParamSpec| spec.part.is_student_only().then(|| vec![0.0; spec.len()]);
+        let unused = |spec: &ParamSpec| spec.part.is_student_only().then(|| vec![0.0; spec.len()]);
         let stored = StoredNetwork::at(&case.tensors, "teacher.");
         learner.teacher = Some(stored.load(&specs, &case.device, unused)?.0);
     }
