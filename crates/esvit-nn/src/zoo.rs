@@ -3,13 +3,13 @@
 
 mod micro;
 
+use crate::backbone::{BackboneConfig, Family};
 use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vil::{self, BiasResize, VilConfig};
 use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
-use crate::backbone::{BackboneConfig, Family};
 use crate::layers::BATCH_NORM_EPS;
 
 /// The architecture whose shape is given by its settings.
