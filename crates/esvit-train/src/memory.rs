@@ -320,6 +320,38 @@ mod tests {
         check(estimate(&view, 4), expected);
     }
 
+    /// A queue counts once, whatever the batch is, and is in checkpoints.
+    #[test]
+    fn queues_take_memory() {
+        let with = |length: usize| {
+            let length = format!("objective.queue_length={length}");
+            let texts = ["objective.name=mocov2", "objective.out_dim=1024", &length];
+            let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+            Config::resolve(layers.into()).unwrap()
+        };
+        let (short, long) = (with(1000), with(2000));
+        let keys = 1000.0 * 1024.0 * 4.0;
+        assert_eq!(checkpoint_bytes(&long) - checkpoint_bytes(&short), keys);
+        for images in [1, 4] {
+            // Besides, a few logits of each view.
+            let found = estimate(&long, images) - estimate(&short, images);
+            assert!((1.2 * keys..1.5 * keys).contains(&found), "{found} instead of {keys}");
+        }
+    }
+
+    /// Images that are compared go through together as far as the memory holds, and no less than one by
+    /// one.
+    #[test]
+    fn compared_images_fill_the_memory() {
+        let layers = ["objective.name=mocov3", "train.batch_size=64", "train.precision=f32"]
+            .map(|text| crate::config_text::parse_override(text).unwrap());
+        let config = Config::resolve(layers.into()).unwrap();
+        assert_eq!(micro_batch(&config, 1, None), 64);
+        let half = |images| 2.0 * estimate(&config, images);
+        assert_eq!(micro_batch(&config, 1, Some(half(16))), 16);
+        assert_eq!(micro_batch(&config, 1, Some(1.0)), 1);
+    }
+
     /// As much as is quick, or as half of the memory holds; all at once where all are compared.
     #[test]
     fn a_micro_batch_that_suits() {

@@ -9,7 +9,7 @@ use esvit_train::objective::mocov2::MocoV2Config;
 use esvit_train::objective::mocov3::MocoV3Config;
 use esvit_train::objective::simclr::SimClrConfig;
 use esvit_train::objective::swav::SwavConfig;
-use esvit_train::objective::{Chunking, ObjectiveConfig, Teacher};
+use esvit_train::objective::{Chunking, EmaTiming, ObjectiveConfig, Teacher};
 
 use super::collective::{apart, together};
 use super::*;
@@ -241,11 +241,77 @@ fn how_each_goes_through_the_loop() {
         assert_eq!(learner.objective.compares_images(), compares, "{name}");
         assert_eq!(compares, !["mocov2", "densecl"].contains(&name));
         assert_eq!(config.settings().global_views(), 2);
-        let has_teacher = !["simclr", "swav"].contains(&name);
-        assert_eq!(learner.teacher.is_some(), has_teacher, "{name}");
-        let is_ema = matches!(learner.objective.teacher(&STEP), Teacher::Ema { .. });
-        assert_eq!(is_ema, has_teacher, "{name}");
+        let expected = match name {
+            "simclr" | "swav" => None,
+            "byol" => Some(EmaTiming::AfterStep),
+            _ => Some(EmaTiming::BeforeForward),
+        };
+        let timing = match learner.objective.teacher(&STEP) {
+            Teacher::Ema { timing, .. } => Some(timing),
+            _ => None,
+        };
+        assert_eq!((timing, learner.teacher.is_some()), (expected, expected.is_some()), "{name}");
+        // MoCo-v2's keys are those of the second view, and its queries those of all others.
+        let is_one_sided = ["mocov2", "densecl"].contains(&name);
+        let seen = if is_one_sided { 1..2 } else { 0..2 };
+        assert_eq!(learner.objective.teacher_views(), seen, "{name}");
+        let mut objective = learner.objective;
+        let views = objective.student_views(&batch(2), [0, 0]);
+        let all = crops(2);
+        let expected: Vec<&Tensor> = match name {
+            "simclr" => all[..2].iter().collect(),
+            _ if is_one_sided => all[..1].iter().chain(&all[2..]).collect(),
+            _ => all.iter().collect(),
+        };
+        let values = |views: Vec<&Tensor>| -> Vec<Vec<f32>> {
+            views.into_iter().map(|view| view.to_vec()).collect()
+        };
+        assert!(values(views.iter().collect()) == values(expected), "{name}");
     }
+}
+
+/// Where views may go through in several passes, their losses add up.
+#[test]
+fn passes_of_some_views() {
+    for (name, new) in [("mocov2", mocov2 as fn() -> Learner), ("densecl", densecl)] {
+        let (_, whole) = halves();
+        let expected = new().gradients(whole.clone(), &STEP).values;
+        let loss = new().step(whole.clone(), &STEP).unwrap().loss;
+        for crop_chunks in [CropChunks::Crops(1), CropChunks::Crops(2)] {
+            let cut = || {
+                let mut learner = new();
+                learner.settings.crop_chunks = crop_chunks;
+                learner
+            };
+            let found = cut().gradients(whole.clone(), &STEP).values;
+            for (index, spec) in new().network.specs().iter().enumerate() {
+                let [found, expected] = [&found, &expected].map(|gradients| gradients.get(index));
+                let Some((found, expected)) = found.zip(expected) else { continue };
+                let what = format!("{name}, {}", spec.name);
+                alike(&what, &found.to_vec::<f32>(), &expected.to_vec::<f32>(), 1e-4);
+            }
+            let result = cut().step(whole.clone(), &STEP).unwrap();
+            assert_alike(name, &[result.loss], &[loss], 1e-5);
+        }
+    }
+}
+
+/// Views have what cells leave.
+#[test]
+fn weights_of_views_and_cells() {
+    let config = DenseClConfig {
+        queue_length: QUEUE,
+        loss_lambda: 0.25,
+        hidden_dim: HIDDEN,
+        out_dim: OUT,
+        ..DenseClConfig::default()
+    };
+    let mut learner = of(&ObjectiveConfig::DenseCl(config), &tiny_backbone());
+    let (_, whole) = halves();
+    let result = learner.step(whole, &STEP).unwrap();
+    let [single, dense] = ["single", "dense"].map(|name| f64::from(part(&result, name)));
+    assert!((single - dense).abs() > 1e-3, "{single} {dense}");
+    assert_close("loss", &[result.loss], &[0.75 * single + 0.25 * dense], 1e-5);
 }
 
 /// The projection of patches stays, with its moments; the norm behind it learns. With the setting off
