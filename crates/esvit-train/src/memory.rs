@@ -53,14 +53,20 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     for &size in &sizes {
         costs.entry(size).or_insert_with(|| backbone.cost([size; 2], 0.0, &ctx));
     }
+    // Where images of several micro-batches are compared, heads and loss come in a pass of their own.
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
+    let is_apart = compares && micro_batch < config.train.batch_size;
     // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut saved, mut largest, mut logits] = [0.0, 0.0, teacher_logits];
         for &crop in crops {
             let (cost, heads) = (costs[&crop], heads(crop));
-            saved += cost.saved_bytes + heads.saved;
+            saved += cost.saved_bytes;
             largest += cost.largest;
-            logits += heads.student_logits;
+            if !is_apart {
+                saved += heads.saved;
+                logits += heads.student_logits;
+            }
         }
         // At the largest map: gradients of the hidden layer and of the branch, the residual
         // stream and its gradient; besides, the layers of heads and exponentials of logits.
@@ -70,11 +76,17 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64).sum();
+    let of_heads: f64 = sizes.iter().map(|&side| heads(side).saved).sum();
+    // All images wait, one by one and joined.
+    let [apart, waiting] = match is_apart {
+        true => [of_heads, 8.0 * pixels].map(|bytes| config.train.batch_size as f64 * bytes),
+        false => [0.0; 2],
+    };
     let loader = pixels * micro_batch as f64 * (config.data.prefetch as f64 + 2.0)
         + (config.data.cache_mb << 20) as f64;
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
-    BASE + MARGIN * (state + activations) + loader + input
+    BASE + MARGIN * (state + activations.max(apart)) + loader + input + waiting
 }
 
 /// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
