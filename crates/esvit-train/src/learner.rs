@@ -167,8 +167,12 @@ impl Learner {
         self.student.is_finite() && self.teacher.as_ref().is_none_or(Params::is_finite)
     }
 
-    /// The parameters to evaluate: the teacher's, or the student's if there is none.
+    /// The parameters to evaluate: the teacher's, or the student's if there is none or the objective
+    /// says so.
     pub fn evaluated(&self) -> &Params {
+        if self.objective.evaluates_student() {
+            return &self.student;
+        }
         self.teacher.as_ref().unwrap_or(&self.student)
     }
 

@@ -122,6 +122,10 @@ impl Objective for Byol {
         BatchStatistics::PerView
     }
 
+    fn evaluates_student(&self) -> bool {
+        true
+    }
+
     fn compares_images(&self) -> bool {
         true
     }

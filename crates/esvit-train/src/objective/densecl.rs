@@ -206,6 +206,10 @@ impl Objective for DenseCl {
         BatchStatistics::PerView
     }
 
+    fn evaluates_student(&self) -> bool {
+        true
+    }
+
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.queue.forget();
         self.queue2.forget();

@@ -141,6 +141,10 @@ impl Objective for Moby {
         BatchStatistics::PerView
     }
 
+    fn evaluates_student(&self) -> bool {
+        true
+    }
+
     fn compares_images(&self) -> bool {
         true
     }

@@ -135,6 +135,10 @@ impl Objective for MocoV2 {
         BatchStatistics::PerView
     }
 
+    fn evaluates_student(&self) -> bool {
+        true
+    }
+
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.queue.forget();
         self.health = None;

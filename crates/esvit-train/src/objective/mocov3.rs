@@ -163,6 +163,10 @@ impl Objective for MocoV3 {
         BatchStatistics::PerView
     }
 
+    fn evaluates_student(&self) -> bool {
+        true
+    }
+
     fn compares_images(&self) -> bool {
         true
     }

@@ -270,6 +270,12 @@ pub trait Objective: Any + Debug + Send {
         false
     }
 
+    /// Whether it is the student that is evaluated though there is a teacher, as in MoCo and BYOL, whose
+    /// teachers serve training alone.
+    fn evaluates_student(&self) -> bool {
+        false
+    }
+
     /// Whether a parameter keeps its first values for the whole run.
     fn is_fixed(&self, _spec: &ParamSpec) -> bool {
         false

@@ -251,6 +251,9 @@ fn how_each_goes_through_the_loop() {
             _ => None,
         };
         assert_eq!((timing, learner.teacher.is_some()), (expected, expected.is_some()), "{name}");
+        let [found, student] =
+            [learner.evaluated(), &learner.student].map(|p| p.flat().to_vec::<f32>());
+        assert!(found == student, "{name}: the student is evaluated");
         // MoCo-v2's keys are those of the second view, and its queries those of all others.
         let is_one_sided = ["mocov2", "densecl"].contains(&name);
         let seen = if is_one_sided { 1..2 } else { 0..2 };

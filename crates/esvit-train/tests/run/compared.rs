@@ -1,6 +1,8 @@
 //! Runs of contrastive and clustering objectives: stopped anywhere they go on as if nothing had happened,
 //! with their queues, prototypes and teachers.
 
+use esvit_nn::weights::METADATA_KEY;
+
 use super::*;
 
 /// The objectives with heads and queues for six images. Queues are shorter than a run, and no multiple
@@ -115,6 +117,12 @@ fn state_by_its_official_names() {
             .collect();
         state.sort_unstable();
         assert_eq!(state, expected, "{objective:?}");
+        // What is evaluated later is what was during the run.
+        let about = file.metadata().get(METADATA_KEY).unwrap().as_str().unwrap();
+        let about: serde_json::Value = serde_json::from_str(about).unwrap();
+        let has_teacher = file.tensors().iter().any(|tensor| tensor.name.starts_with("teacher."));
+        let network = if has_teacher { "student".into() } else { serde_json::Value::Null };
+        assert_eq!(about["backbone"]["network"], network, "{objective:?}");
         // A predictor is the student's alone.
         let of_teacher =
             |tensor: &esvit_weights::TensorInfo| tensor.name.starts_with("teacher.predictor.");

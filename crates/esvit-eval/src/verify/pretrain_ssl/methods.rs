@@ -112,7 +112,8 @@ impl Method {
     /// What the networks say of the views of a step that has begun.
     pub(super) fn outputs(self, learner: &Learner, views: &[Tensor]) -> Outputs {
         let objective: &dyn Any = &*learner.objective;
-        let (student, teacher) = (&learner.student, learner.evaluated());
+        let student = &learner.student;
+        let teacher = learner.teacher.as_ref().unwrap_or(student);
         match self {
             Self::MocoV2 => {
                 let MocoV2 { head, queue, config, .. } = shared::<MocoV2>(objective);
