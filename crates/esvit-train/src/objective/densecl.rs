@@ -372,3 +372,38 @@ fn with_matches(mut health: Health, matched: &[i32], batch: usize, cells: usize)
     health.summary = format!("{}, {share:.0} % of cells matched", health.summary);
     health
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two images of four query cells among nine: three and one of these are matched.
+    #[test]
+    fn matched_cells_are_counted_by_image() {
+        let none = Health { signals: Vec::new(), summary: "well".into() };
+        let found = with_matches(none, &[0, 4, 4, 8, 12, 12, 12, 12], 2, 9);
+        let share = found.signal(MATCHED_CELLS).unwrap();
+        assert!((share - 100.0 * 4.0 / 18.0).abs() < 1e-9, "{share}");
+        assert_eq!(found.signal(CELLS), Some(9.0));
+        assert_eq!(found.summary, "well, 22 % of cells matched");
+    }
+
+    /// One match for all cells is a collapse, two are none; a small map tells nothing.
+    #[test]
+    fn one_match_for_all_cells() {
+        let look = |matched: f64, cells: f64| {
+            let signals = [
+                (MATCHED_CELLS, 100.0 * matched / cells),
+                (CELLS, cells),
+                (infonce::EMBEDDING_STD, 1.0),
+                (infonce::ROWS, 64.0),
+            ];
+            let value = |name: &str| signals.iter().find(|signal| signal.0 == name).map(|s| s.1);
+            DenseClConfig::default().collapse(&value)
+        };
+        assert_eq!(look(1.0, 49.0), Some(ONE_CELL));
+        assert_eq!(look(1.6, 49.0), None);
+        assert_eq!(look(1.0, 4.0), None);
+        assert!(ONE_CELL.advice.contains("hint: lower `optim.lr`"));
+    }
+}

@@ -86,7 +86,8 @@ impl KeyQueue {
         let (at_end, at_start) =
             (new.clone().narrow(0, 0, until_end), new.narrow(0, until_end, count - until_end));
         let keys = replaced(self.keys(), self.next, at_end);
-        self.keys = OnceLock::from(replaced(&keys, 0, at_start));
+        let keys = if until_end < count { replaced(&keys, 0, at_start) } else { keys };
+        self.keys = OnceLock::from(keys);
         self.next = (self.next + count) % self.length;
     }
 

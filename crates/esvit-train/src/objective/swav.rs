@@ -454,3 +454,92 @@ fn collapse(signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
     }
     Some(if entropy > UNIFORM_SHARE * most { UNIFORM } else { CONSTANT })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esvit_nn::Solo;
+
+    fn tensor(rows: &[[f32; 4]]) -> Tensor {
+        Tensor::new(rows.as_flattened().to_vec(), [rows.len(), 4], &Device::Cpu)
+    }
+
+    fn look(rows: [[f32; 4]; 2]) -> Health {
+        // Of both views and two images.
+        let embeddings = tensor(&[[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]);
+        health(&embeddings, &[tensor(&rows), tensor(&rows)])
+    }
+
+    fn collapse_of(health: &Health) -> Option<Collapse> {
+        collapse(&|name| health.signal(name))
+    }
+
+    #[test]
+    fn tells_collapsed_from_healthy() {
+        let sure = look([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]);
+        assert_eq!(collapse_of(&sure), None);
+        assert_eq!(collapse_of(&look([[0.25; 4]; 2])), Some(UNIFORM));
+        let constant = look([[1.0, 0.0, 0.0, 0.0]; 2]);
+        assert_eq!(collapse_of(&constant), Some(CONSTANT));
+        assert_eq!(collapse(&|name| (name != ROWS).then_some(1.0)), None, "a signal is missing");
+        assert!(UNIFORM.advice.contains("hint: lower `objective.epsilon`"));
+        assert!(CONSTANT.advice.contains("hint: set `objective.sinkhorn_iterations` to 3"));
+    }
+
+    #[test]
+    fn figures_by_hand() {
+        let health = look([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]);
+        // Half a bit on average; of all, a quarter, a quarter and a half.
+        let two = 2f64.ln();
+        for (name, expected) in [
+            (ASSIGNMENT_ENTROPY, 0.5 * two),
+            (MARGINAL_ENTROPY, 1.5 * two),
+            (MAX_ENTROPY, 2.0 * two),
+            (PROTOTYPES_USED, 50.0),
+            (ROWS, 4.0),
+            // Two of four directions, a half from their mean each: 0.5 / 4 on average, times 4.
+            (EMBEDDING_STD, 0.5f64.sqrt()),
+        ] {
+            let found = health.signal(name).unwrap();
+            assert!((found - expected).abs() < 1e-6, "{name}: {found} instead of {expected}");
+        }
+        let expected =
+            "assignment entropy 0.35 of 1.39, 50.0 % of prototypes used, embedding std 0.71";
+        assert_eq!(health.summary, expected);
+    }
+
+    /// Rows `first`, `first + 1`, ... for the first view, and the same negated for the second.
+    fn rows(first: usize, count: usize) -> [Tensor; GLOBAL_VIEWS] {
+        let values: Vec<f32> = (0..count).map(|row| (first + row) as f32).collect();
+        let rows = Tensor::new(values, [count, 1], &Device::Cpu);
+        [rows.clone(), -rows]
+    }
+
+    /// New rows come in front, in order; it counts as full once as many have come as it holds.
+    #[test]
+    fn a_queue_of_samples() {
+        let mut queue = SampleQueue::new(5, 1, &Device::Cpu);
+        for (first, expected) in [
+            (1, None),
+            (3, None),
+            (5, Some([5.0, 6.0, 3.0, 4.0, 1.0])),
+            (7, Some([7.0, 8.0, 5.0, 6.0, 3.0])),
+        ] {
+            queue.note(rows(first + 50, 2));
+            queue.forget();
+            queue.note(rows(first, 1));
+            queue.note(rows(first + 1, 1));
+            queue.commit(&Solo);
+            let found = queue.of_view(0).map(|rows| rows.to_vec::<f32>());
+            assert_eq!(found, expected.map(|rows: [f32; 5]| rows.to_vec()));
+            let second = queue.of_view(1).map(|rows| rows.to_vec::<f32>());
+            assert_eq!(second, expected.map(|rows| rows.map(|row| -row).to_vec()));
+            // Nothing new.
+            queue.commit(&Solo);
+        }
+        let mut none = SampleQueue::new(0, 1, &Device::Cpu);
+        none.note(rows(1, 2));
+        none.commit(&Solo);
+        assert!(none.of_view(0).is_none());
+    }
+}
