@@ -703,6 +703,27 @@ fn prototype_cross_entropy() {
     }
 }
 
+#[test]
+fn info_nce() {
+    for [rows, negatives, width] in [[1, 1, 2], [4, 9, 5], [6, 70, 3]] {
+        let unit =
+            |stream: u32, count: usize| ops::l2_normalize(hashed_tensor(stream, [count, width]));
+        for temperature in [1.0, 0.5] {
+            let queries = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+            check_both(
+                "info_nce",
+                &[hashed(1, rows * width)],
+                |v| ops::info_nce(queries(v), unit(2, rows), unit(3, negatives), temperature),
+                |v| {
+                    let f64 = |x: Tensor| x.to_dtype(Dtype::F64);
+                    let (positives, negatives) = (f64(unit(2, rows)), f64(unit(3, negatives)));
+                    composed::info_nce(queries(v), positives, negatives, temperature)
+                },
+            );
+        }
+    }
+}
+
 /// Checks an operation's result and gradients against its composed form in f64, and its gradients
 /// by finite differences.
 fn check_both(

@@ -460,7 +460,16 @@ fn every_reason_to_leave_a_tensor_out() {
         reason::DERIVED => {
             vec!["layers.0.blocks.1.attn_mask", "head.mlp.1.num_batches_tracked"]
         }
-        reason::PROJECTION => vec!["head.mlp.0.bias", "head_dense.last_layer.weight_v"],
+        reason::PROJECTION => vec![
+            "head.mlp.0.bias",
+            "head_dense.last_layer.weight_v",
+            "head.0.weight",
+            "fc.2.bias",
+            "mlp2.0.weight",
+            "projector.linear_out.bias",
+            "predictor.1.running_mean",
+            "prototypes.weight",
+        ],
         reason::CLASSES => vec!["head.bias", "classifier.weight", "fc.weight"],
         _ => vec!["center", "center_grid", "optimizer.step"],
     };
@@ -497,6 +506,14 @@ fn one_parameter_and_parts_of_a_network() {
     let file = opened(&entries);
     let stored = StoredNetwork::find(&file, None).unwrap();
     assert!(!stored.has_part("head"), "a class head is no projection head");
+    let mut layers = exported(&params, Family::Swin, Naming::Esvit, Float::F32);
+    layers.push(floats("head.3.weight", &[2], vec![0.0; 2]));
+    layers.push(floats("head_contrastive.nl_0.dense.weight", &[2], vec![0.0; 2]));
+    let layers = opened(&layers);
+    let sequence = StoredNetwork::find(&layers, None).unwrap();
+    for (part, has) in [("head", true), ("head_contrastive", true), ("projector", false)] {
+        assert_eq!(sequence.has_part(part), has, "{part}");
+    }
     for (spec, value) in params.iter().filter(|(spec, _)| spec.name.contains("blocks.1")) {
         assert_eq!(stored.parameter(spec).unwrap(), value.to_vec::<f32>(), "{}", spec.name);
     }

@@ -331,6 +331,15 @@ pub fn cross_entropy(
     -((student.matrix() / student_temp).log_softmax(1) * targets).sum()
 }
 
+/// InfoNCE of queries with a positive each and negatives that all share.
+pub fn info_nce(queries: Tensor, positives: Tensor, negatives: Tensor, temperature: f64) -> Tensor {
+    let rows = queries.shape()[0];
+    let own = (queries.clone() * positives).sum_dim(1);
+    let others = queries.matmul(negatives.transpose());
+    let logits = Tensor::cat(vec![own, others], 1) / temperature;
+    -logits.log_softmax(1).pick(&vec![0; rows]).mean()
+}
+
 /// For every query row of every group, the row of `keys` with the largest cosine similarity among
 /// the group's keys.
 pub fn best_matches(

@@ -1,8 +1,10 @@
 //! One optimizer step of a network, its teacher and its objective.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_kernels::{buffer, profile};
+use esvit_nn::backbone::RowFeatures;
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::ParamId;
@@ -11,8 +13,10 @@ use esvit_nn::{
 };
 
 use crate::crop_chunks::CropChunks;
-use crate::objective::{EmaTiming, Health, MicroBatch, Objective, Pass, StepInfo, Teacher, Views};
-use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use crate::objective::{
+    BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher, Views,
+};
+use crate::optim::{self, ClipScope, Optimizer, OptimizerConfig, UpdateSettings};
 
 /// Settings that are constant over a run.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -67,24 +71,38 @@ pub struct NotFinite {
 pub struct Gradients {
     /// Of the network's trained parameters.
     pub values: ParamGradients,
-    losses: Losses,
-    buffers: Buffers,
+    pub(crate) losses: Losses,
+    pub(crate) buffers: Buffers,
     /// Number of micro-batches of all processes.
-    micro_batches: usize,
-    /// The next of them.
+    pub(crate) micro_batches: usize,
+    /// Number of micro-batches of this process.
+    pub(crate) own: usize,
+    /// The next of all.
     next: usize,
+    /// Micro-batches that wait for the others, where images of all are compared.
+    pub(crate) held: Vec<MicroBatch>,
     /// A teacher that follows before the forward pass, as it was.
     teacher_before: Option<Params>,
 }
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
 #[derive(Debug, Default)]
-struct Losses(Vec<(&'static str, Tensor)>);
+pub(crate) struct Losses(Vec<(&'static str, Tensor)>);
 
 /// Name of the weighted sum among [`Losses`]; parts have other names.
 const TOTAL: &str = "";
 
 impl Losses {
+    /// Adds the parts of a loss and its total, which it returns.
+    pub(crate) fn add_all(&mut self, loss: Loss) -> Tensor {
+        let total = loss.total();
+        self.add(TOTAL, total.clone());
+        for part in loss.parts {
+            self.add(part.name, part.value);
+        }
+        total
+    }
+
     fn add(&mut self, name: &'static str, value: Tensor) {
         let value = value.detach();
         match self.0.iter_mut().find(|sum| sum.0 == name) {
@@ -100,7 +118,7 @@ impl Losses {
 }
 
 /// New running statistics of student and teacher.
-type Buffers = [Vec<(ParamId, Tensor)>; 2];
+pub(crate) type Buffers = [Vec<(ParamId, Tensor)>; 2];
 
 /// A student, its objective and optimizer and, where the objective has one, the teacher that
 /// follows it.
@@ -127,12 +145,12 @@ impl Learner {
     pub fn new(
         network: Network,
         objective: Box<dyn Objective>,
-        kind: OptimizerKind,
+        optimizer: impl Into<OptimizerConfig>,
         settings: LearnerSettings,
         device: &Device,
     ) -> Self {
         let student = Params::init(network.specs(), settings.seed, device);
-        let optimizer = Optimizer::new(kind, network.specs(), device);
+        let optimizer = Optimizer::new(optimizer, network.specs(), device);
         let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
         let teacher = follows.then(|| student.clone());
         let collective = Solo::shared();
@@ -149,8 +167,12 @@ impl Learner {
         self.student.is_finite() && self.teacher.as_ref().is_none_or(Params::is_finite)
     }
 
-    /// The parameters to evaluate: the teacher's, or the student's if there is none.
+    /// The parameters to evaluate: the teacher's, or the student's if there is none or the objective
+    /// says so.
     pub fn evaluated(&self) -> &Params {
+        if self.objective.evaluates_student() {
+            return &self.student;
+        }
         self.teacher.as_ref().unwrap_or(&self.student)
     }
 
@@ -178,6 +200,11 @@ impl Learner {
         at: &StepInfo,
     ) -> Result<StepResult, NotFinite> {
         self.average(&mut gradients);
+        for (index, spec) in self.network.specs().iter().enumerate() {
+            if self.objective.is_fixed(spec) {
+                gradients.values.clear(index);
+            }
+        }
         let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
             optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
         });
@@ -252,6 +279,8 @@ impl Learner {
             losses: Losses::default(),
             buffers: Buffers::default(),
             micro_batches: micro_batches * self.collective.world(),
+            own: micro_batches,
+            held: Vec::new(),
             // Micro-batches are counted over all processes, so that random numbers do not depend on
             // how many there are.
             next: self.collective.rank() * micro_batches,
@@ -271,6 +300,7 @@ impl Learner {
 
     /// Takes back what a step has changed that will not be ended.
     pub fn abandon(&mut self, gradients: Gradients) {
+        self.objective.abandon_step(&mut self.student);
         if gradients.teacher_before.is_some() {
             self.teacher = gradients.teacher_before;
         }
@@ -294,6 +324,9 @@ impl Learner {
     ) -> bool {
         let index = sum.next;
         sum.next += 1;
+        if sum.own > 1 && self.objective.compares_images() {
+            return self.add_compared(sum, batch, at, stop);
+        }
         let precision = self.settings.precision;
         let images = batch.images();
         let collective = &self.collective;
@@ -303,24 +336,17 @@ impl Learner {
             .with_precision(precision)
             .with_collective(collective)
             .after(of_teacher);
-        let frozen;
-        let teacher = match self.objective.teacher(at) {
-            Teacher::None => None,
-            Teacher::Shared => Some((&self.network, &self.student, &teacher_ctx)),
-            Teacher::Ema { .. } => {
-                self.teacher.as_ref().map(|params| (&self.network, params, &teacher_ctx))
-            }
-            Teacher::Frozen(teacher) => {
-                frozen = (teacher, ForwardCtx::eval().with_precision(precision));
-                Some((&frozen.0.network, &frozen.0.params, &frozen.1))
-            }
-        };
-        let count = self.objective.teacher_views().min(batch.views.len());
+        let frozen_ctx = ForwardCtx::eval().with_precision(precision);
+        let kind = self.objective.teacher(at);
+        let networks = (&self.network, &self.student, self.teacher.as_ref());
+        let teacher = teacher_network(&kind, networks, [&teacher_ctx, &frozen_ctx]);
+        let seen = seen_by_teacher(&*self.objective, batch.views.len());
+        let whose = self.objective.batch_statistics();
         let teacher = teacher.map(|(network, params, ctx)| Pass {
             params,
-            features: network.features(params, &batch.views[..count], ctx),
+            features: features(network, params, &batch.views[seen.clone()], ctx, whose),
             ctx,
-            views: Views::all(count),
+            views: Views { total: seen.end, at_hand: seen },
             batch: images,
         });
         self.objective.targets(batch, teacher, at, &*self.collective);
@@ -345,7 +371,7 @@ impl Learner {
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
             let params = self.student.tracked(&tape);
-            let features = self.network.features(&params, &views[at_hand.clone()], &ctx);
+            let features = features(&self.network, &params, &views[at_hand.clone()], &ctx, whose);
             let pass = Pass {
                 params: &params,
                 features,
@@ -354,16 +380,48 @@ impl Learner {
                 batch: images,
             };
             let loss = self.objective.loss(pass, at, &*self.collective);
-            let total = loss.total();
-            sum.losses.add(TOTAL, total.clone());
-            for part in loss.parts {
-                sum.losses.add(part.name, part.value);
-            }
+            let total = sum.losses.add_all(loss);
             sum.values.add_backward(&tape, &params, &total);
             statistics = ctx.into_statistics();
         }
         self.objective.end_micro_batch();
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
         true
+    }
+}
+
+/// Of a teacher its network, its parameters and the context of its passes; `networks` are the network
+/// with the parameters of the student and of a teacher that follows it, `contexts` those of a teacher
+/// in training and of one that does not learn.
+pub(crate) fn teacher_network<'a>(
+    kind: &'a Teacher,
+    (network, student, follower): (&'a Network, &'a Params, Option<&'a Params>),
+    [training, frozen]: [&'a ForwardCtx; 2],
+) -> Option<(&'a Network, &'a Params, &'a ForwardCtx)> {
+    match kind {
+        Teacher::None => None,
+        Teacher::Shared => Some((network, student, training)),
+        Teacher::Ema { .. } => follower.map(|params| (network, params, training)),
+        Teacher::Frozen(teacher) => Some((&teacher.network, &teacher.params, frozen)),
+    }
+}
+
+/// Of so many views those that a teacher sees.
+pub(crate) fn seen_by_teacher(objective: &dyn Objective, views: usize) -> Range<usize> {
+    let seen = objective.teacher_views();
+    seen.start.min(views)..seen.end.min(views)
+}
+
+/// View and region features of views.
+pub(crate) fn features(
+    network: &Network,
+    params: &Params,
+    views: &[Tensor],
+    ctx: &ForwardCtx,
+    statistics: BatchStatistics,
+) -> RowFeatures {
+    match statistics {
+        BatchStatistics::PerSize => network.features(params, views, ctx),
+        BatchStatistics::PerView => network.features_by_crop(params, views, ctx),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod auto;
 pub mod checkpoint;
+mod compared;
 pub mod config;
 pub mod config_text;
 pub mod crop_chunks;

@@ -4,6 +4,8 @@
 
 #[path = "run/checks.rs"]
 mod checks;
+#[path = "run/compared.rs"]
+mod compared;
 #[path = "run/failures.rs"]
 mod failures;
 #[path = "run/going_on.rs"]

@@ -224,11 +224,16 @@ impl Config {
             || self.model.backbone.has_batch_norm()
     }
 
+    /// Whether the objective lets the views of an image go through in several passes.
+    fn splits_views(&self) -> bool {
+        self.objective.settings().chunking() == Chunking::ByView
+    }
+
     /// How crops are split into forward passes of the student.
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            0 if self.sees_all_at_once() => CropChunks::All,
+            0 if self.sees_all_at_once() || !self.splits_views() => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
                 CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
@@ -246,6 +251,7 @@ impl Config {
                 width,
                 blocks: backbone.blocks(),
                 classes,
+                images: self.train.batch_size,
                 seed: self.seed,
                 precision: self.train.precision(),
                 device: *device,
@@ -284,7 +290,7 @@ impl Config {
                     .into(),
             );
         }
-        if objective.chunking() == Chunking::Whole && self.train.crops_per_forward > 0 {
+        if !self.splits_views() && self.train.crops_per_forward > 0 {
             return fail(
                 "`train.crops_per_forward` does not go with this objective, whose loss (or \
                  `objective.head.use_bn_in_head`) sees all crops of a step at once\n\
