@@ -16,14 +16,14 @@ pub struct RunLog {
     pub checks: Vec<Check>,
 }
 
-/// Reads the log of the run in a folder, which began after `first` steps. `images_seen` says how many images
-/// were seen after a step.
+/// Reads the log of the run in a folder, as far as it is of steps after the first and up to the last of
+/// `within`. `images_seen` says how many images were seen after a step.
 ///
 /// # Errors
 /// Those of reading the file.
 pub fn read_log(
     run: &Path,
-    first: u64,
+    within: [u64; 2],
     images_seen: impl Fn(u64) -> u64,
 ) -> std::io::Result<RunLog> {
     let metrics = Metrics::parse(&esvit_files::read_text(&run.join("metrics.jsonl"))?);
@@ -42,7 +42,7 @@ pub fn read_log(
     checks.sort_by_key(|(step, _)| *step);
     let peak = metrics.steps.iter().map(|line| line.max_mem).fold(0.0, f64::max);
     Ok(RunLog {
-        training_seconds: metrics.training_seconds_after(first),
+        training_seconds: metrics.training_seconds_within(within),
         peak_memory_mb: (peak > 0.0).then_some(peak),
         checks: checks.into_iter().map(|(_, check)| check).collect(),
     })
@@ -70,13 +70,15 @@ mod tests {
             knn.into(),
         ];
         std::fs::write(place.path().join("metrics.jsonl"), text.concat()).unwrap();
-        let log = read_log(place.path(), 0, |step| 4 * step).unwrap();
+        let log = read_log(place.path(), [0, u64::MAX], |step| 4 * step).unwrap();
         let check = |images_seen, knn, top1| Check { images_seen, knn, retrieval: Some(top1) };
         assert_eq!(log.checks, [check(0, None, 2.5), check(120, Some(20.5), 7.5)]);
-        // 30 steps of a quarter second, of which the first 8 were another run's.
+        // 30 steps of a quarter second.
         assert_eq!((log.training_seconds, log.peak_memory_mb), (7.5, Some(300.5)));
-        let own = read_log(place.path(), 8, |step| step).unwrap();
-        assert_eq!(own.training_seconds, 5.5);
-        assert!(read_log(&place.path().join("none"), 0, |step| step).is_err());
+        for (within, seconds) in [([8, u64::MAX], 5.5), ([0, 8], 2.0), ([0, 12], 3.0), ([12, 20], 2.0)] {
+            let log = read_log(place.path(), within, |step| step).unwrap();
+            assert_eq!(log.training_seconds, seconds, "{within:?}");
+        }
+        assert!(read_log(&place.path().join("none"), [0, 1], |step| step).is_err());
     }
 }

@@ -56,6 +56,8 @@ pub struct RunResult {
     pub start: Option<Start>,
     /// The images that it was trained on, in words.
     pub data: String,
+    /// Images of a step.
+    pub batch_size: usize,
     /// Images of an epoch.
     pub images_per_epoch: u64,
     /// Steps, those before its start included.
@@ -74,6 +76,8 @@ pub struct RunResult {
     pub shape: String,
     /// How images are prepared for it, as JSON.
     pub preprocess: String,
+    /// The images that all are judged by, in words.
+    pub judged_on: String,
     /// After the last step.
     pub trained: Scores,
     /// Of the same network with the initial values of its seed.
@@ -100,6 +104,7 @@ pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {
         seed,
         start: None,
         data: "`photos` (40 images)".into(),
+        batch_size: 4,
         images_per_epoch: 40,
         steps: 20,
         images_seen: 80,
@@ -109,6 +114,7 @@ pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {
         forward_images_per_s: 50.0,
         shape: "swin".into(),
         preprocess: "32".into(),
+        judged_on: "`photos`".into(),
         trained: Scores { knn: Some(knn), linear: None, correspondence: None, retrieval: Some(7.0) },
         untrained: Scores { knn: Some(5.0 + seed as f64), ..Scores::default() },
         raw_pixels: Scores { knn: Some(3.0), ..Scores::default() },

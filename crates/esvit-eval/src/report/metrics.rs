@@ -50,15 +50,16 @@ impl Metrics {
 
     /// Total time of the logged steps in seconds.
     pub(crate) fn training_seconds(&self) -> f64 {
-        self.training_seconds_after(0)
+        self.training_seconds_within([0, u64::MAX])
     }
 
-    /// The same of a run that began after `first` steps of another one.
-    pub(crate) fn training_seconds_after(&self, first: u64) -> f64 {
+    /// The same of the steps after the first and up to the last of these.
+    pub(crate) fn training_seconds_within(&self, [first, last]: [u64; 2]) -> f64 {
         let mut before = first;
         let seconds = self.steps.iter().map(|figures| {
-            let steps = figures.step.saturating_sub(before);
-            before = figures.step;
+            let end = figures.step.min(last);
+            let steps = end.saturating_sub(before);
+            before = before.max(end);
             figures.batch_time * steps as f64
         });
         seconds.sum()

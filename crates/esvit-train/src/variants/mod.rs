@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use budget::{BudgetError, share_budget};
-pub use stored::{Asked, Comparison, Planned};
+pub use stored::{Asked, Comparison, Planned, Run, run_name};
 
 use crate::config::{ConfigError, TextError};
 use crate::config_text::{self, Layer, Origin, merge};

@@ -47,6 +47,32 @@ pub struct Comparison {
     pub variants: Vec<Planned>,
 }
 
+/// A run of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Its variant.
+    pub variant: &'a Planned,
+    /// Its seed.
+    pub seed: u64,
+}
+
+impl Run<'_> {
+    /// The name of its folder.
+    pub fn name(&self) -> String {
+        run_name(&self.variant.asked.name, self.seed)
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> Config {
+        Config { seed: self.seed, ..self.variant.config.clone() }
+    }
+}
+
+/// The name of the folder of a variant's run.
+pub fn run_name(variant: &str, seed: u64) -> String {
+    format!("{variant}-{seed}")
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
@@ -95,6 +121,25 @@ impl Comparison {
         let stored = Stored { seeds: self.seeds.clone(), variant: variant.collect() };
         let text = toml::to_string(&stored).expect("settings are tables of plain values");
         write_atomically(path, |file| file.write_all(text.as_bytes()))
+    }
+
+    /// Its runs: all variants with the first seed, then with the second, and so on.
+    pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
+        let of_seed =
+            |&seed: &u64| self.variants.iter().map(move |variant| Run { variant, seed });
+        self.seeds.iter().flat_map(of_seed)
+    }
+
+    /// The steps of a variant's runs from which runs of others go on, ascending.
+    pub fn starts_from(&self, variant: &str) -> Vec<u64> {
+        let goes_on = |other: &&Planned| {
+            other.asked.continues.as_ref().is_some_and(|continues| continues.from == variant)
+        };
+        let mut steps: Vec<u64> =
+            self.variants.iter().filter(goes_on).filter_map(|other| other.start).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        steps
     }
 
     /// What is asked for now and was not then. Seeds may be added.
@@ -167,6 +212,16 @@ mod tests {
         std::fs::write(&path, "seeds = [0]\n").unwrap();
         let error = Comparison::read(&path).unwrap_err().to_string();
         assert!(error.starts_with("invalid TOML in `") && error.ends_with("compare.toml`"), "{error}");
+    }
+
+    #[test]
+    fn runs_come_seed_by_seed() {
+        let comparison = comparison();
+        let names: Vec<String> = comparison.runs().map(|run| run.name()).collect();
+        assert_eq!(names, ["view-0", "added-0", "view-3", "added-3"]);
+        assert!(comparison.runs().all(|run| run.config().seed == run.seed));
+        assert_eq!(comparison.starts_from("view"), [7]);
+        assert_eq!(comparison.starts_from("added"), [0; 0]);
     }
 
     #[test]
