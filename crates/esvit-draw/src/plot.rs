@@ -270,7 +270,9 @@ mod tests {
         let svg = plot(vec![("both", line)]).draw().unwrap().svg();
         let (x, y) = (numbers(&svg, "circle", "cx"), numbers(&svg, "circle", "cy"));
         assert!(x.len() == 2 && x[0] < x[1] && y[0] > y[1], "{x:?} {y:?}");
-        assert!(svg.contains(">both<") && svg.contains(">epoch<") && svg.contains(">k-NN top-1 (%)<"));
+        assert!(
+            svg.contains(">both<") && svg.contains(">epoch<") && svg.contains(">k-NN top-1 (%)<")
+        );
         assert!(!svg.contains("<polygon") && !svg.contains("NaN"), "{svg}");
     }
 

@@ -31,9 +31,9 @@ pub fn curves(results: &[RunResult]) -> Option<Drawing> {
     let is_same_data = results.iter().all(|result| result.data == first.data);
     let is_same_task = results.iter().all(|result| result.checked_on == first.checked_on);
     let has = |metric: &Metric| {
-        let is_checked = |result: &RunResult| result.checks.iter().any(|check| {
-            (metric.of_check)(check).is_some()
-        });
+        let is_checked = |result: &RunResult| {
+            result.checks.iter().any(|check| (metric.of_check)(check).is_some())
+        };
         results.iter().all(is_checked)
     };
     let metric = if is_same_task && has(&KNN) {
@@ -197,7 +197,8 @@ mod tests {
 
     #[test]
     fn variants_are_marks_and_baselines_levels() {
-        let results = [example("view", 0, 30.0), example("view", 1, 34.0), example("both", 0, 20.0)];
+        let results =
+            [example("view", 0, 30.0), example("view", 1, 34.0), example("both", 0, 20.0)];
         let drawn = svg(against_parameters(&rows(&results)));
         for part in [">parameters<", ">raw pixels<", ">untrained<", ">view<", ">both<"] {
             assert!(drawn.contains(part), "{part} {drawn}");

@@ -168,7 +168,9 @@ impl Judged {
     fn linear(&mut self, measured: Result<f64, ProbeError>) -> Result<(), ProbeError> {
         match measured {
             Ok(top1) => self.scores.linear = Some(top1),
-            Err(error @ (ProbeError::OneClass | ProbeError::NoValidation | ProbeError::Diverged)) => {
+            Err(
+                error @ (ProbeError::OneClass | ProbeError::NoValidation | ProbeError::Diverged),
+            ) => {
                 self.note_missing("linear probe", &error);
             }
             Err(error) => return Err(error),

@@ -75,7 +75,9 @@ mod tests {
         assert_eq!(log.checks, [check(0, None, 2.5), check(120, Some(20.5), 7.5)]);
         // 30 steps of a quarter second.
         assert_eq!((log.training_seconds, log.peak_memory_mb), (7.5, Some(300.5)));
-        for (within, seconds) in [([8, u64::MAX], 5.5), ([0, 8], 2.0), ([0, 12], 3.0), ([12, 20], 2.0)] {
+        for (within, seconds) in
+            [([8, u64::MAX], 5.5), ([0, 8], 2.0), ([0, 12], 3.0), ([12, 20], 2.0)]
+        {
             let log = read_log(place.path(), within, |step| step).unwrap();
             assert_eq!(log.training_seconds, seconds, "{within:?}");
         }

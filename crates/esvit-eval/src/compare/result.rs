@@ -115,7 +115,12 @@ pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {
         shape: "swin".into(),
         preprocess: "32".into(),
         judged_on: "`photos`".into(),
-        trained: Scores { knn: Some(knn), linear: None, correspondence: None, retrieval: Some(7.0) },
+        trained: Scores {
+            knn: Some(knn),
+            linear: None,
+            correspondence: None,
+            retrieval: Some(7.0),
+        },
         untrained: Scores { knn: Some(5.0 + seed as f64), ..Scores::default() },
         raw_pixels: Scores { knn: Some(3.0), ..Scores::default() },
         checked_on: Some("`photos`".into()),

@@ -175,8 +175,7 @@ mod tests {
 
     #[test]
     fn other_networks_and_sizes_have_rows_of_their_own() {
-        let mut results =
-            [example("a", 0, 30.0), example("b", 0, 30.0), example("c", 0, 30.0)];
+        let mut results = [example("a", 0, 30.0), example("b", 0, 30.0), example("c", 0, 30.0)];
         results[1].shape = "vit".into();
         results[2].preprocess = "64".into();
         let rows = rows(&results);

@@ -20,7 +20,8 @@ pub fn forward_images_per_s(backbone: &PretrainedBackbone) -> f64 {
     let batch = (PIXELS / (size * size).max(1)).clamp(least, most);
     let shape = [batch, 3, size, size];
     // Values between -1 and 1 that are not all alike.
-    let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|i| (i % 255) as f32 / 127.0 - 1.0).collect();
+    let pixels: Vec<f32> =
+        (0..batch * 3 * size * size).map(|i| (i % 255) as f32 / 127.0 - 1.0).collect();
     let images = Tensor::new(pixels, shape, &params.device());
     let seconds = time(ITERATIONS, |_| {
         let view = pool::run(|| {

@@ -106,7 +106,15 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
             lines[0].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>(),
-            ["images seen", "k-NN %", "retrieval %", "time", "memory MiB", "parameters", "images/s"]
+            [
+                "images seen",
+                "k-NN %",
+                "retrieval %",
+                "time",
+                "memory MiB",
+                "parameters",
+                "images/s"
+            ]
         );
         let cells: Vec<&str> =
             lines[3].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();

@@ -105,7 +105,9 @@ impl Variant {
         };
         let words = ["name", "recipe", "continue_from", "continue_at"].map(&mut word);
         if let Some(Err((key, value))) = words.iter().find(|word| word.is_err()) {
-            return fail(format!("has `{key} = {value}`\nhint: write a text, such as `{key} = \"...\"`"));
+            return fail(format!(
+                "has `{key} = {value}`\nhint: write a text, such as `{key} = \"...\"`"
+            ));
         }
         let [name, recipe, from, at] = words.map(|word| word.unwrap_or_default());
         let Some(name) = name else {
@@ -257,11 +259,20 @@ mod tests {
             ("[[variant]]\nseed = 1", "has no name\nhint: "),
             ("[[variant]]\nname = 3", "has `name = 3`\nhint: "),
             ("[[variant]]\nname = \"a b\"", "`a b` is no name of a variant"),
-            ("[[variant]]\nname = \"a\"\ncontinue_at = \"half\"", "`continue_at` of variant `a`: `half`"),
-            ("[[variant]]\nname = \"a\"\ncontinue_at = \"5%\"", "does not say from which one\nhint: "),
+            (
+                "[[variant]]\nname = \"a\"\ncontinue_at = \"half\"",
+                "`continue_at` of variant `a`: `half`",
+            ),
+            (
+                "[[variant]]\nname = \"a\"\ncontinue_at = \"5%\"",
+                "does not say from which one\nhint: ",
+            ),
             ("[[variant]]\nname = \"a\"\ncontinue_from = \"b\"", "does not say after how much"),
             ("[[variant]]\nname = \"a\"\nseed = 1", "`seed` of variant `a` is 1: "),
-            ("[[variant]]\nname = \"a\"\n[variant.train]\nsteps = 7", "`train.steps` of variant `a` is 7"),
+            (
+                "[[variant]]\nname = \"a\"\n[variant.train]\nsteps = 7",
+                "`train.steps` of variant `a` is 7",
+            ),
         ] {
             let error = from_text(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
@@ -286,7 +297,10 @@ mod tests {
         let error = |variants: &[Variant]| check(variants).unwrap_err().to_string();
         assert!(error(&[a.clone(), a.clone()]).starts_with("two variants are called `a`"));
         let later = error(&[a, after("b"), b]);
-        assert!(later.contains("continues from `b`") && later.ends_with("there are `a`"), "{later}");
+        assert!(
+            later.contains("continues from `b`") && later.ends_with("there are `a`"),
+            "{later}"
+        );
         assert!(error(&[after("c")]).contains("no variant before it is called that"));
         for name in ["", "-a", "a/b", "..", "a b", "ä"] {
             assert!(variant(name, &[]).is_err(), "{name}");

@@ -125,8 +125,7 @@ impl Comparison {
 
     /// Its runs: all variants with the first seed, then with the second, and so on.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        let of_seed =
-            |&seed: &u64| self.variants.iter().map(move |variant| Run { variant, seed });
+        let of_seed = |&seed: &u64| self.variants.iter().map(move |variant| Run { variant, seed });
         self.seeds.iter().flat_map(of_seed)
     }
 
@@ -157,9 +156,9 @@ impl Comparison {
             return found;
         }
         for (now, before) in now.into_iter().zip(before) {
-            found.extend(now.changes(before).into_iter().map(|change| {
-                format!("`{}`: {change}", now.name)
-            }));
+            found.extend(
+                now.changes(before).into_iter().map(|change| format!("`{}`: {change}", now.name)),
+            );
         }
         found
     }
@@ -211,7 +210,10 @@ mod tests {
         assert_eq!(Comparison::read(&path).unwrap(), comparison());
         std::fs::write(&path, "seeds = [0]\n").unwrap();
         let error = Comparison::read(&path).unwrap_err().to_string();
-        assert!(error.starts_with("invalid TOML in `") && error.ends_with("compare.toml`"), "{error}");
+        assert!(
+            error.starts_with("invalid TOML in `") && error.ends_with("compare.toml`"),
+            "{error}"
+        );
     }
 
     #[test]

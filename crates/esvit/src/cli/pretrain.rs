@@ -340,7 +340,10 @@ fn on_full(error: RunError, out: &Path) -> anyhow::Error {
 }
 
 /// The images of a run, and its k-NN task if there are labels.
-pub(super) fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
+pub(super) fn images(
+    config: &Config,
+    output: &Output,
+) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let source = preview::source(config)?;
     let Some(folders) = &config.data.path else {
         let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;

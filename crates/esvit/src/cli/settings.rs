@@ -113,17 +113,12 @@ pub(super) fn recipe_of<'a>(
     has_data: bool,
 ) -> &'a str {
     let default = if has_data { auto::NAME } else { BUILT_IN };
-    let of_objective =
-        objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
+    let of_objective = objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
     named.or(of_objective).unwrap_or(default)
 }
 
 /// What `auto` chooses for some images under the settings that are given, with its reasons.
-pub(super) fn choose(
-    given: &[Layer],
-    data: Option<Folders>,
-    output: &Output,
-) -> Result<Layer> {
+pub(super) fn choose(given: &[Layer], data: Option<Folders>, output: &Output) -> Result<Layer> {
     let mut config = Config::resolve(given.to_vec())?;
     config.data.path = data.or(config.data.path);
     let source = preview::source(&config)?;

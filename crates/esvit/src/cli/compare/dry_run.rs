@@ -69,9 +69,10 @@ pub(super) fn show(
         listed.push(length.listed(name, done));
     }
     let total: Option<f64> = listed.iter().map(|run| run.seconds).sum();
-    let settings = comparison.variants.iter().map(|variant| {
-        json!({ "name": variant.asked.name, "settings": variant.config })
-    });
+    let settings = comparison
+        .variants
+        .iter()
+        .map(|variant| json!({ "name": variant.asked.name, "settings": variant.config }));
     let report = json!({
         "comparison": printable(folder.path()),
         "runs": listed,
@@ -139,7 +140,11 @@ fn table(listed: &[Listed], total: Option<f64>) -> String {
     }));
     lines.push(format!(
         "{:width$}  {:>10}  {:>10}  {:>12}  {:>10}",
-        "total", "", "", "", time(total)
+        "total",
+        "",
+        "",
+        "",
+        time(total)
     ));
     lines.push("the time is that of steps, besides checks and what is measured at the end".into());
     lines.join("\n")

@@ -1,13 +1,11 @@
 //! What was measured of the runs that are done, a line each: `measured.jsonl` in the folder.
 
 use std::io;
-use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use esvit_data::{Source, counted};
-use esvit_eval::compare::{
-    Judge, RunResult, Scores, Start, forward_images_per_s, read_log,
-};
+use esvit_eval::compare::{Judge, RunResult, Scores, Start, forward_images_per_s, read_log};
 use esvit_files::{LineLog, read_text};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::{Collective, Solo};
@@ -42,7 +40,7 @@ pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
     };
-    let result = |(line, text): (usize, &str)| {
+    let result = |(line, text): (usize, &str)| -> Result<RunResult> {
         serde_json::from_str(text).map_err(|error| {
             anyhow!(
                 "line {} of `{}` is no result of a run: {error}\n\
@@ -84,9 +82,11 @@ impl<'a> Measured<'a> {
         let result = self.measure(run, finished, (&judge, is_first), output);
         self.judge = Some(judge);
         let result = result?;
-        self.log.append_line(&serde_json::to_string(&result)?)?;
+        let line = serde_json::to_string(&result)?;
+        self.log.append_line(&line)?;
         self.log.sync()?;
-        self.results.push(result);
+        // As it is read when the comparison goes on: the last digit of a number may differ.
+        self.results.push(serde_json::from_str(&line)?);
         Ok(())
     }
 
@@ -111,9 +111,8 @@ impl<'a> Measured<'a> {
         }
         judged.notes.iter().for_each(|note| output.note(note));
         let alike = |other: &&RunResult| other.preprocess == preprocess;
-        let same = |other: &&RunResult| {
-            alike(other) && other.shape == shape && other.seed == run.seed
-        };
+        let same =
+            |other: &&RunResult| alike(other) && other.shape == shape && other.seed == run.seed;
         let untrained = match self.results.iter().find(same) {
             Some(other) => other.untrained,
             None => measure_untrained(judge, &backbone, output)?,
@@ -129,7 +128,7 @@ impl<'a> Measured<'a> {
         let seen = |step: u64| before + step.saturating_sub(first) * batch_size as u64;
         let log = read_log(&folder, [first, u64::MAX], seen)
             .with_context(|| format!("cannot read the metrics of `{}`", folder.display()))?;
-        let collective: std::sync::Arc<dyn Collective> = Solo::shared();
+        let collective: Arc<dyn Collective> = Solo::shared();
         let epoch = run_length(config, &prepared.source, &collective)?.steps_per_epoch;
         let earlier = start.as_ref().map_or(0.0, |start| start.training_seconds);
         Ok(RunResult {
@@ -163,7 +162,8 @@ impl<'a> Measured<'a> {
 
     /// Where a run went on from another one, and what that one had done by then.
     fn start(&self, run: &Run<'_>) -> Result<Option<Start>> {
-        let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start) else {
+        let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start)
+        else {
             return Ok(None);
         };
         let name = run_name(&continues.from, run.seed);

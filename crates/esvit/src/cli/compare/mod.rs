@@ -28,19 +28,17 @@ use super::{Exit, Output};
 /// Options of `esvit compare`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is given here is given for all variants; OPTIONS are those of `esvit pretrain`, \
-                  over it:\n  esvit compare --out FOLDER --seeds 3 --epochs 10 --run both \
-                  --run \"view: objective.region=false\" \\\n    --run \"later: --continue-from view \
-                  --continue-at 50% objective.region=true\"\nThe same command goes on with a comparison \
-                  that was stopped."
+    after_help = "OPTIONS are those of `esvit pretrain`, over what is given here for all variants; \
+                  `--continue-from NAME --continue-at 50%`\ngoes on from another variant's run. The same \
+                  command goes on with a comparison that was stopped."
 )]
 pub(super) struct Compare {
     #[command(flatten)]
     settings: Settings,
-    /// A variant: its name and what it changes; once for each.
-    #[arg(long = "run", value_name = "NAME: OPTIONS", help_heading = WHICH)]
+    /// A variant, `NAME: OPTIONS`: its name and what it changes, such as `view: objective.region=false`
+    #[arg(long = "run", value_name = "VARIANT", help_heading = WHICH)]
     runs: Vec<String>,
-    /// TOML file of variants: `[[variant]]` with `name`, and settings or `recipe`, `continue_from`, `continue_at`.
+    /// TOML file of variants, each a table `[[variant]]` with its `name` and settings.
     #[arg(long, value_name = "FILE", help_heading = WHICH)]
     variants: Option<PathBuf>,
     /// Number of seeds, from `--seed` on, or a list such as `0,5,7` [default: 1]

@@ -23,7 +23,8 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
     let mut variants: Vec<Planned> = Vec::new();
     let mut sources: Vec<Arc<dyn Source>> = Vec::new();
     for ((variant, recipe), asked) in request.variants.iter().zip(request.asked()) {
-        let is_base = |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
+        let is_base =
+            |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
         let base = variants.iter().position(is_base);
         let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
         let source = preview::source(&config)?;
@@ -87,7 +88,12 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     /// The settings of a variant: its recipe, what all have in common, and its own; or those of the variant
     /// that it goes on from, a recipe if it names one, and its own.
-    fn config(&mut self, variant: &Variant, recipe: &str, base: Option<&Planned>) -> Result<Config> {
+    fn config(
+        &mut self,
+        variant: &Variant,
+        recipe: &str,
+        base: Option<&Planned>,
+    ) -> Result<Config> {
         let mut layers = Vec::new();
         match base {
             Some(base) => {

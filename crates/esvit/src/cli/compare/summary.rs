@@ -51,7 +51,7 @@ pub(super) fn show(
 
 /// What was compared, in a line.
 fn headline(comparison: &Comparison, results: &[RunResult]) -> String {
-    let judged_on = results.first().map_or("", |result| &result.judged_on);
+    let judged_on = results.first().map_or("", |result| result.judged_on.as_str());
     format!(
         "{}, {}, {} each; measured after the last step on {judged_on}",
         counted(comparison.variants.len(), "variant"),

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::Folders;
+use esvit_data::{Folders, RangeSetting};
 use esvit_train::Config;
+use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::parse_file;
 use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start, settled};
 use esvit_train::variants::{Comparison, Run, run_name};
@@ -173,7 +174,8 @@ impl<'a> Runs<'a> {
             stored.find_images(&mut config);
             return Ok((config, Start::Resume));
         }
-        let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start) else {
+        let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start)
+        else {
             return Ok((config, Start::Resume));
         };
         let file = self.folder.start(&continues.from, run.seed, step);
@@ -185,6 +187,10 @@ impl<'a> Runs<'a> {
                 run.name(),
                 file.display()
             );
+        }
+        if config.data.range == RangeSetting::Auto {
+            // What the other run was shown as black and white.
+            config.data.range = Checkpoint::open(&file)?.run()?.config(&file)?.data.range;
         }
         Ok((config, Start::ContinueFrom(file)))
     }
