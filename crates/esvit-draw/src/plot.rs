@@ -292,6 +292,8 @@ mod tests {
         assert_eq!(corners.len(), 4);
         assert!(corners[0][0] < corners[1][0] && corners[1][0] == corners[2][0], "{corners:?}");
         assert!(corners[0][1] < corners[3][1] && corners[1][1] < corners[2][1], "{corners:?}");
+        let middle = (corners[0][1] + corners[3][1]) / 2.0;
+        assert!((middle - numbers(&svg, "circle", "cy")[0]).abs() < 0.02, "{corners:?}");
         let of_mark = |spread| {
             let shapes = vec![
                 ("a", Shape::Mark(point(1.0, 10.0, spread))),

@@ -237,7 +237,11 @@ mod tests {
         let crops = RetrievalTask::new(task.queries.source.clone(), IMAGES);
         let expected = crops.measure(network, preprocess).unwrap().0.top1;
         assert_eq!(scores.retrieval, Some(expected));
-        assert!((0.0..=100.0).contains(&scores.correspondence.unwrap()), "{scores:?}");
+        let protocol =
+            Protocol { geometry: Geometry::Mirror, pairs: MEASURED_PAIRS, stage: 1, seed: 0 };
+        let found = correspondence(&task.queries, preprocess, &protocol, &[&backbone], |_| ());
+        let expected = 100.0 * found.unwrap().networks[0].accuracy.mean;
+        assert!(expected > 0.0 && scores.correspondence == Some(expected), "{scores:?}");
 
         let pixels = judge.measure_pixels(preprocess).unwrap();
         let expected = knn::pixel_accuracy(&task, preprocess, &[3], 0.1).unwrap();
@@ -259,7 +263,7 @@ mod tests {
         assert_eq!(one_class.scores.linear, None);
         assert!(one_class.notes[0].starts_with("the linear probe is left out: all training"));
         let mut odd = backbone(1);
-        odd.preprocess.transform = esvit_data::EvalTransform::new(18);
+        odd.preprocess.transform = esvit_data::EvalTransform::new(20);
         let judged = judge(None).measure(&odd, |_| ()).unwrap();
         assert_eq!(judged.scores.correspondence, None);
         assert!(judged.notes[0].starts_with("the correspondence is left out: "), "{judged:?}");

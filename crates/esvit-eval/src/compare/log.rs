@@ -64,8 +64,8 @@ mod tests {
         let knn = "{\"step\":30,\"epoch\":0,\"knn_k\":10,\"knn_top1\":20.5,\"knn_top5\":41.0}\n";
         let text = [
             retrieval(0, 2.5),
-            step_line(10, 6.5),
-            step_line(30, 6.0).replace("200.0", "300.5"),
+            step_line(10, 6.5).replace("200.0", "300.5"),
+            step_line(30, 6.0),
             retrieval(30, 7.5),
             knn.into(),
         ];
