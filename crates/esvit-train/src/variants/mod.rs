@@ -94,7 +94,7 @@ impl Variant {
 
     /// A variant of a file: its name, recipe and start, and beside them the settings that it changes.
     fn of_table(mut table: Table, file: &Path) -> Result<Self, ConfigError> {
-        let fail = |message| {
+        let fail = |message: String| {
             let message = format!("a `[[variant]]` in `{}` {message}", file.display());
             Err(ConfigError::Conflict(message))
         };

@@ -125,7 +125,8 @@ impl Comparison {
 
     /// Its runs: all variants with the first seed, then with the second, and so on.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        let of_seed = |&seed: &u64| self.variants.iter().map(move |variant| Run { variant, seed });
+        let of_seed =
+            move |&seed: &u64| self.variants.iter().map(move |variant| Run { variant, seed });
         self.seeds.iter().flat_map(of_seed)
     }
 

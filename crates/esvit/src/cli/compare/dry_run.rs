@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
-use esvit_data::{Source, printable};
+use esvit_data::printable;
 use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::Config;

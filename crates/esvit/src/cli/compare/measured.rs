@@ -50,7 +50,9 @@ pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
             )
         })
     };
-    text.lines().enumerate().map(result).collect()
+    // A last line without a line break was cut off.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().enumerate().map(result).collect()
 }
 
 impl<'a> Measured<'a> {

@@ -28,9 +28,8 @@ use super::{Exit, Output};
 /// Options of `esvit compare`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "OPTIONS are those of `esvit pretrain`, over what is given here for all variants; \
-                  `--continue-from NAME --continue-at 50%`\ngoes on from another variant's run. The same \
-                  command goes on with a comparison that was stopped."
+    after_help = "VARIANT takes the options of `esvit pretrain`, and `--continue-from NAME --continue-at 50%`. \
+                  The same command goes on with a comparison that was stopped."
 )]
 pub(super) struct Compare {
     #[command(flatten)]
