@@ -56,6 +56,11 @@ fn variant(text: &str) -> Result<Variant> {
     let (name, options) = text.split_once(':').unwrap_or((text, ""));
     let name = name.trim();
     let refuse = |what: &str| Usage(format!("variant `{name}`: {what}"));
+    if text.contains(':') && options.trim().is_empty() {
+        // The shell has split it.
+        let hint = "nothing follows the colon\nhint: quote it, `--run \"NAME: OPTIONS\"`";
+        return Err(refuse(hint).into());
+    }
     let options = words(options).ok_or_else(|| refuse("a quote is not closed"))?;
     let options = Options::try_parse_from(options).map_err(|error| {
         let text = error.to_string();
@@ -215,6 +220,7 @@ mod tests {
     fn bad_variants_are_named() {
         for (run, part) in [
             ("a: --epocs 3", "variant `a`: unexpected argument '--epocs' found\nhint: "),
+            ("a:", "variant `a`: nothing follows the colon\nhint: quote it"),
             ("a: 'b", "variant `a`: a quote is not closed"),
             ("a: lr", "`lr` is no setting"),
             ("a: --continue-at half", "variant `a`: invalid value 'half'"),
