@@ -18,6 +18,7 @@ pub mod run;
 pub mod schedule;
 pub mod span;
 pub mod tensorboard;
+pub mod variants;
 
 pub use config::Config;
 pub use crop_chunks::CropChunks;

@@ -177,26 +177,10 @@ impl Config {
 
     /// What is not as in an earlier configuration, such as `optim.lr = 0.1 (it was 0.2)`.
     pub fn differences(&self, before: &Self) -> Vec<String> {
-        fn add(path: &str, now: &Table, before: &Table, found: &mut Vec<String>) {
-            let none = Value::from("none");
-            let keys: BTreeSet<&String> = now.keys().chain(before.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                match (now.get(key).unwrap_or(&none), before.get(key).unwrap_or(&none)) {
-                    (Value::Table(now), Value::Table(before)) => add(&path, now, before, found),
-                    (now, before) if now != before => {
-                        found.push(format!("{path} = {now} (it was {before})"));
-                    }
-                    _ => {}
-                }
-            }
-        }
         let [now, before] = [self, before].map(|config| {
             Table::try_from(config).expect("a configuration is a table of plain values")
         });
-        let mut found = Vec::new();
-        add("", &now, &before, &mut found);
-        found
+        differences(&now, &before)
     }
 
     /// All settings as TOML.
@@ -330,6 +314,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What is not as in an earlier table of settings, such as `optim.lr = 0.1 (it was 0.2)`.
+pub fn differences(now: &Table, before: &Table) -> Vec<String> {
+    fn add(path: &str, now: &Table, before: &Table, found: &mut Vec<String>) {
+        let none = Value::from("none");
+        let keys: BTreeSet<&String> = now.keys().chain(before.keys()).collect();
+        for key in keys {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match (now.get(key).unwrap_or(&none), before.get(key).unwrap_or(&none)) {
+                (Value::Table(now), Value::Table(before)) => add(&path, now, before, found),
+                (now, before) if now != before => {
+                    found.push(format!("{path} = {now} (it was {before})"));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    add("", now, before, &mut found);
+    found
 }
 
 /// Overrides on the command line are one layer: their order does not matter, and what excludes each

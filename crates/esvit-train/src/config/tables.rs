@@ -111,6 +111,18 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// The images of these folders.
+    ///
+    /// # Errors
+    /// [`ConfigError::Defaults`] if a path has no form in TOML.
+    pub fn of_images(folders: &Folders, origin: Origin) -> Result<Self, ConfigError> {
+        let path = toml::Value::try_from(folders).map_err(ConfigError::Defaults)?;
+        let data = Table::from_iter([("path".to_owned(), path)]);
+        Ok(Self { origin, table: Table::from_iter([("data".to_owned(), data.into())]) })
+    }
+}
+
 impl Describe for ModelConfig {
     fn schema() -> Value {
         let mut schema = BackboneConfig::schema();

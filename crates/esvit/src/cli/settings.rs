@@ -100,6 +100,40 @@ pub(super) const BUILT_IN: &str = "materials";
 /// The objective of the recipes for any images.
 const OBJECTIVE: &str = "esvit";
 
+/// Whether a layer names images of one's own.
+pub(super) fn has_images(layer: &Layer) -> bool {
+    let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
+    path.is_some_and(|path| path.as_str() != Some("none"))
+}
+
+/// The recipe of a run: the one that is named, or that of its objective, or else the one for its images.
+pub(super) fn recipe_of<'a>(
+    named: Option<&'a str>,
+    objective: Option<&'a str>,
+    has_data: bool,
+) -> &'a str {
+    let default = if has_data { auto::NAME } else { BUILT_IN };
+    let of_objective = objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
+    named.or(of_objective).unwrap_or(default)
+}
+
+/// What `auto` chooses for some images under the settings that are given, with its reasons.
+pub(super) fn choose(given: &[Layer], data: Option<Folders>, output: &Output) -> Result<Layer> {
+    let mut config = Config::resolve(given.to_vec())?;
+    config.data.path = data.or(config.data.path);
+    let source = preview::source(&config)?;
+    preview::choose_range(&mut config, &*source);
+    let survey = Survey::of(&*source, &config.preprocess().conversion());
+    let choice = auto::choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
+    output.note(format!(
+        "recipe `auto`, for {} of about {} pixels:",
+        counted(source.len(), "image"),
+        survey.side
+    ));
+    choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
+    Ok(choice.layer)
+}
+
 impl Settings {
     /// Whether a recipe is named.
     pub(super) fn has_recipe(&self) -> bool {
@@ -111,16 +145,14 @@ impl Settings {
     /// # Errors
     /// When the settings that are given cannot be read.
     pub(super) fn recipe(&self) -> Result<String> {
-        let has_path = |layer: &Layer| {
-            let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
-            path.is_some_and(|path| path.as_str() != Some("none"))
-        };
-        let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_path);
-        let default = if has_data { auto::NAME } else { BUILT_IN };
-        let of_objective = self.given.objective.as_deref();
-        let of_objective =
-            of_objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
-        Ok(self.recipe.as_deref().or(of_objective).unwrap_or(default).to_owned())
+        let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_images);
+        let objective = self.given.objective.as_deref();
+        Ok(recipe_of(self.named_recipe(), objective, has_data).to_owned())
+    }
+
+    /// The recipe that is named.
+    pub(super) fn named_recipe(&self) -> Option<&str> {
+        self.recipe.as_deref()
     }
 
     /// The settings of a new run.
@@ -143,19 +175,8 @@ impl Settings {
         let mut given = self.given.layers()?;
         let of_weights = self.network_of_weights(&given, output)?;
         given.splice(0..0, of_weights.clone());
-        let mut config = Config::resolve(given.clone())?;
-        config.data.path = Folders::of(&self.given.data).or(config.data.path);
-        let source = preview::source(&config)?;
-        preview::choose_range(&mut config, &*source);
-        let survey = Survey::of(&*source, &config.preprocess().conversion());
-        let choice = auto::choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
-        output.note(format!(
-            "recipe `auto`, for {} of about {} pixels:",
-            counted(source.len(), "image"),
-            survey.side
-        ));
-        choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
-        Ok([choice.layer].into_iter().chain(of_weights).collect())
+        let choice = choose(&given, Folders::of(&self.given.data), output)?;
+        Ok([choice].into_iter().chain(of_weights).collect())
     }
 
     /// The network of the weights to begin with, unless another one is given.
@@ -217,8 +238,8 @@ impl Settings {
 }
 
 impl Given {
-    /// What is given by a file and on the command line.
-    fn layers(&self) -> Result<Vec<Layer>> {
+    /// What is given by a file and on the command line, but for `--data`.
+    pub(super) fn layers(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);
@@ -311,7 +332,21 @@ impl Given {
         layers.extend(self.layers()?);
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
-        // A path need not be text; among the layers it says where the setting comes from.
+        // Among the layers it says where the setting comes from.
+        if let Some(folders) = self.images()? {
+            let names = match folders.one() {
+                Some(path) => path.display().to_string(),
+                None => serde_json::to_string(&folders)?,
+            };
+            config.data.path = Some(folders);
+            layers.push(parse_override(&format!("data.path={names}"))?);
+        }
+        Ok((config, layers))
+    }
+
+    /// The folders of `--data`.
+    pub(super) fn images(&self) -> Result<Option<Folders>> {
+        // A path need not be text.
         if let Some(path) = self.data.iter().find(|path| path.to_str().is_none()) {
             return Err(Usage(format!(
                 "`{}` is not UTF-8, and the settings of a run cannot hold it\n\
@@ -325,15 +360,6 @@ impl Given {
             true => Path::new(".").join(path),
             false => path.clone(),
         };
-        let data: Vec<PathBuf> = self.data.iter().map(named).collect();
-        if let Some(folders) = Folders::of(&data) {
-            let names = match folders.one() {
-                Some(path) => path.display().to_string(),
-                None => serde_json::to_string(&folders)?,
-            };
-            config.data.path = Some(folders);
-            layers.push(parse_override(&format!("data.path={names}"))?);
-        }
-        Ok((config, layers))
+        Ok(Folders::of(&self.data.iter().map(named).collect::<Vec<PathBuf>>()))
     }
 }

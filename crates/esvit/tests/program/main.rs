@@ -7,6 +7,7 @@ mod beginning;
 mod broken_images;
 mod checks;
 mod commands;
+mod compare;
 mod comparison;
 mod config;
 mod correspondence;
