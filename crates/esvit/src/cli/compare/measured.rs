@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use esvit_data::{Source, counted};
+use esvit_data::counted;
 use esvit_eval::compare::{Judge, RunResult, Scores, Start, forward_images_per_s, read_log};
 use esvit_files::{LineLog, read_text};
 use esvit_model::{OpenOptions, PretrainedBackbone};
