@@ -3,7 +3,6 @@
 
 mod micro;
 
-use crate::backbone::{BackboneConfig, Family};
 use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
@@ -12,6 +11,7 @@ use crate::backbone::vil::{self, BiasResize, VilConfig};
 use crate::backbone::vit::{
     self, MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
 };
+use crate::backbone::{BackboneConfig, Family};
 use crate::layers::BATCH_NORM_EPS;
 
 /// The architecture whose shape is given by its settings.

@@ -896,7 +896,8 @@ fn vit() {
 /// positions, global tokens, pixels cut off, and drop-path.
 #[test]
 fn vil() {
-    let cases: [(&str, fn() -> ForwardCtx); 2] = [
+    type Case = (&'static str, fn() -> ForwardCtx);
+    let cases: [Case; 2] = [
         ("l1,h2,d8,n1,s1,g1,p2,f3,a0_l2,h2,d8,n1,s0,g2,p2,a0_l3,h2,d8,n1,g0,p2,a0", || {
             ForwardCtx::student(KEY)
         }),

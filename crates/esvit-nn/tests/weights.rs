@@ -434,7 +434,10 @@ fn sizes_of_images_follow_from_the_windows() {
 fn every_backbone_that_is_known_by_its_names() {
     for (name, backbone) in [
         ("encoder.layers.0.blocks.0.attention.self.logit_scale", "a Swin transformer of version 2"),
-        ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL) of another form"),
+        (
+            "layers.0.local_relative_position_bias_table",
+            "a vision longformer (ViL) of another form",
+        ),
         (
             "stage0.0.attn.fn.qkv.dw.weight",
             "a convolutional vision transformer (CvT) in another form than EsViT's",

@@ -301,7 +301,9 @@ impl Checkpoint {
                 None => Ok(params),
                 Some(table) => Err(CheckpointError::NotARun {
                     path: self.file.path().into(),
-                    reason: format!("its network was made for another size of images or windows: {table}"),
+                    reason: format!(
+                        "its network was made for another size of images or windows: {table}"
+                    ),
                 }),
             }
         };

@@ -271,7 +271,8 @@ pub fn write(
                 return Err(ExportError::Size { height, width, patch });
             }
             backbone.config.check_image("size", options.size)?;
-            let (parameters, value) = (backbone.params.flat().numel(), options.float.dtype().size());
+            let (parameters, value) =
+                (backbone.params.flat().numel(), options.float.dtype().size());
             if parameters * value > GRAPH_BYTES {
                 return Err(ExportError::LargeGraph { parameters, value });
             }

@@ -16,13 +16,15 @@ use crate::tensor::Tensor;
 /// What the periods approach.
 const TEMPERATURE: f64 = 100.0;
 
+/// Height and width of a map, and the number of tokens before it.
+type Sizes = ([usize; 2], usize);
+
 /// Turns queries and keys by angles that are made once per map.
 #[derive(Debug)]
 pub(super) struct Rotary {
     /// Channels of a head.
     depth: usize,
-    /// By map and number of tokens before it.
-    made: Mutex<HashMap<([usize; 2], usize), Arc<RotaryAngles>>>,
+    made: Mutex<HashMap<Sizes, Arc<RotaryAngles>>>,
 }
 
 impl Rotary {
