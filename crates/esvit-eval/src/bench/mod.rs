@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::time::Instant;
 
 use esvit_kernels::element::Bf16;
-use esvit_kernels::{peak, profile};
+use esvit_kernels::{isa, peak, profile};
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 use esvit_settings::SettingError;
@@ -70,6 +70,8 @@ pub struct Report {
     pub prototypes: usize,
     /// Precision of GEMM operands.
     pub precision: &'static str,
+    /// The instruction set of the kernels.
+    pub isa: &'static str,
     /// Number of threads.
     pub threads: usize,
     /// Median time in seconds.
@@ -102,6 +104,7 @@ impl Report {
             region: bench.region,
             prototypes: bench.prototypes,
             precision: bench.precision.name(),
+            isa: isa::current().name(),
             threads: rayon::current_num_threads(),
             median_s,
             seconds,

@@ -20,6 +20,14 @@ fn trained(kind: OptimizerKind) -> Learner {
     learner
 }
 
+/// A run that goes on writes what it has read: decimals to the last bit.
+#[test]
+fn figures_come_back_to_the_bit() {
+    let best = Best { by: Measure::Knn, top1: 13.118811881188119, epoch: 1, step: Some(25) };
+    let again: Best = serde_json::from_str(&serde_json::to_string(&best).unwrap()).unwrap();
+    assert_eq!(again.top1.to_bits(), best.top1.to_bits());
+}
+
 /// Settings of another run: what a learner is stored with is not looked at.
 fn settings() -> Config {
     Config { seed: 31, ..Config::default() }

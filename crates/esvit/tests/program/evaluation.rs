@@ -296,8 +296,10 @@ fn what_is_measured_is_what_was_asked_for() {
     let answer = place.well(&format!("{forward} --precision f32 --view-only --threads 1")).json();
     let other = place.well(&format!("{forward} --arch pvt_tiny")).json();
     assert_eq!((&answer["model"], &other["model"]), (&"swin_tiny_w7".into(), &"pvt_tiny".into()));
-    let kernels = "bench kernels --iterations 1 --isa baseline --precision f32 --json";
-    assert_eq!(place.well(kernels).json()["isa"], "baseline");
+    let slow = place.well(&format!("{forward} --arch swin_micro --isa baseline")).json();
+    assert_eq!((&slow["isa"], &slow["model"]), (&"baseline".into(), &"swin_micro".into()));
+    let kernels = place.well("bench kernels --iterations 1 --precision f32 --json").json();
+    assert_eq!((&kernels["isa"], &kernels["precision"]), (&answer["isa"], &"f32".into()));
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));
     assert_eq!((&answer["threads"], answer["seconds"].as_array().unwrap().len()), (&1.into(), 1));
 }
