@@ -10,6 +10,7 @@ mod convolution;
 mod cpu;
 mod cross_attention;
 mod depthwise;
+mod gathered_attention;
 mod images;
 mod linear;
 mod mlp;
@@ -32,6 +33,9 @@ pub use batch_norm::{batch_norm, batch_norm_of_runs, fixed_batch_norm};
 pub use convolution::{Filter, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
+pub use gathered_attention::{
+    AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,
+};
 pub use images::normalize_images;
 pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
