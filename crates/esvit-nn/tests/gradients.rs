@@ -291,9 +291,8 @@ fn gathered_attention() {
         let rows = ImageRows { queries: padded, keys: padded, context: tokens };
         AttentionGroups::new(rows, vec![table])
     };
-    let near = |map, neighbors, border, prefix| {
-        NeighborMap::new(map, 2, neighbors, border).groups(prefix)
-    };
+    let near =
+        |map, neighbors, border, prefix| NeighborMap::new(map, 2, neighbors, border).groups(prefix);
     let cases = [
         (1, 3, false, vec![(1, padded([1, 1], 1))]),
         (2, 3, false, vec![(2, padded([3, 5], 2)), (1, padded([2, 2], 2))]),
@@ -329,8 +328,7 @@ fn gathered_attention() {
             flat(composed::gathered_attention(q, kv, &segments, &biases, heads, scale))
         };
 
-        let mut data =
-            vec![hashed_times(1, queries * width, 2.0), hashed(2, keys * 2 * width)];
+        let mut data = vec![hashed_times(1, queries * width, 2.0), hashed(2, keys * 2 * width)];
         data.extend(of_biases.clone());
         let q = |v: &[Tensor]| v[0].clone().reshape([queries, width]);
         let kv = |v: &[Tensor]| v[1].clone().reshape([keys, 2 * width]);

@@ -37,8 +37,7 @@ pub fn gathered_attention(
     scale: f64,
     precision: Precision,
 ) -> Tensor {
-    let (is_joint, has_biases) =
-        (matches!(projections, Projections::Joint(_)), !biases.is_empty());
+    let (is_joint, has_biases) = (matches!(projections, Projections::Joint(_)), !biases.is_empty());
     let mut inputs = match projections {
         Projections::Joint(qkv) => vec![qkv],
         Projections::Separate { q, kv } => vec![q, kv],
@@ -100,10 +99,7 @@ impl GatheredAttention {
         let segments: Vec<_> = segments.collect();
         let (width, scale) = (self.width(first.shape()[1]), self.scale as f32);
         let (segments, heads) = (&segments[..], self.heads);
-        run(
-            projections,
-            &gathered_attention::GatheredAttention { segments, width, heads, scale },
-        )
+        run(projections, &gathered_attention::GatheredAttention { segments, width, heads, scale })
     }
 }
 
@@ -120,9 +116,8 @@ impl Operation for GatheredAttention {
         }
         if self.has_biases {
             let tables = self.segments.iter().flat_map(|(_, groups)| groups.tables());
-            let expected: Vec<Shape> = tables
-                .map(|table| Shape::from([self.heads, table.queries, table.keys]))
-                .collect();
+            let expected: Vec<Shape> =
+                tables.map(|table| Shape::from([self.heads, table.queries, table.keys])).collect();
             assert_eq!(&inputs[self.projections()..], expected, "biases");
         }
         [self.total(|groups| groups.rows().context), width].into()
@@ -139,7 +134,7 @@ impl Operation for GatheredAttention {
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
         let [(_, groups)] = &self.segments[..] else { return None };
-        let (rows, width) = (groups.rows(), self.width(nodes.shape(0)[1]));
+        let (mut rows, width) = (groups.rows(), self.width(nodes.shape(0)[1]));
         let q = nodes.input(0);
         let [q, mut kv] = if self.is_joint {
             let qkv = nodes.reshape(&q, &[rows.queries, 3 * width]);
@@ -153,6 +148,7 @@ impl Operation for GatheredAttention {
         let is_zero = |&row: &i32| row as usize == rows.keys;
         if groups.tables().iter().any(|table| table.key_row.iter().any(is_zero)) {
             kv = nodes.with_zero_row(&kv);
+            rows.keys += 1;
         }
         let (mut contexts, mut slot, mut slots) = (Vec::new(), 0, vec![0; rows.context]);
         for (number, table) in groups.tables().iter().enumerate() {
@@ -203,7 +199,7 @@ impl Operation for GatheredAttention {
 
 impl GatheredAttention {
     /// What the queries of a table get, padding too, `[images, queries of all groups, C]`. `q [images,
-    /// rows, C]`, and `kv [images, rows, 2 C]` with a row of zeros if the table has one.
+    /// rows, C]`, and `kv [images, rows, 2 C]`, with a row of zeros if a table has one.
     fn table_nodes(
         &self,
         nodes: &mut Nodes<'_>,

@@ -286,9 +286,9 @@ impl NeighborMaps {
         prefix: usize,
     ) -> Arc<AttentionGroups> {
         let mut made = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let groups = made.entry(((map, window, neighbors, border), prefix)).or_insert_with(|| {
-            Arc::new(self.get(map, window, neighbors, border).groups(prefix))
-        });
+        let groups = made
+            .entry(((map, window, neighbors, border), prefix))
+            .or_insert_with(|| Arc::new(self.get(map, window, neighbors, border).groups(prefix)));
         groups.clone()
     }
 }

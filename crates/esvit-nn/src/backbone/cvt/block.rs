@@ -173,8 +173,8 @@ impl Block {
         let qkv = qkv.index_select(1, of_padded.slot_token.clone());
         let (groups, depth) = (images * of_map.windows(), self.width / heads);
         let qkv = qkv.reshape([groups, side, 3, heads, depth]).permute(&[2, 0, 3, 1, 4]);
-        let [queries, keys] = [0, 1]
-            .map(|part| qkv.clone().narrow(0, part, 1).reshape([groups, heads, side, depth]));
+        let [queries, keys] =
+            [0, 1].map(|part| qkv.clone().narrow(0, part, 1).reshape([groups, heads, side, depth]));
         let weights = (queries * self.scale()).matmul(keys.transpose()).softmax(3);
         AttentionMap::in_windows(weights, of_map.clone())
     }

@@ -48,9 +48,9 @@ impl FullAttention {
     ) -> Tensor {
         let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
         let width = qkv.shape()[1] / 3;
-        let groups = segments.iter().map(|segment| {
-            (segment.images, Arc::new(AttentionGroups::whole(segment.tokens())))
-        });
+        let groups = segments
+            .iter()
+            .map(|segment| (segment.images, Arc::new(AttentionGroups::whole(segment.tokens()))));
         let biases = self.bias.iter().flat_map(|bias| {
             segments.iter().map(move |segment| matrices(self.biases(params, bias, segment)))
         });
