@@ -70,7 +70,7 @@ fn random_groups(rng: &mut Rng, kind: Kind, most: u64) -> AttentionGroups {
         };
         let hidden_rows = [0, 1, m][kind.hidden as usize];
         // The first key is seen by all.
-        let hidden = |at: usize| at % n > 0 && rng.chance(0.4);
+        let hidden = |at: usize| !at.is_multiple_of(n) && rng.chance(0.4);
         tables.push(GroupTable {
             queries: m,
             keys: n,

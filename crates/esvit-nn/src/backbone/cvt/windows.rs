@@ -50,11 +50,13 @@ impl Windows {
     }
 }
 
+/// Size of a map, and side of the windows of large ones.
+type Sizes = ([usize; 2], usize);
+
 /// The windows of every map size used so far.
 #[derive(Debug, Default)]
 pub(super) struct PaddedWindows {
-    /// By the size of the map and the side of large maps' windows.
-    made: Mutex<HashMap<([usize; 2], usize), Arc<Windows>>>,
+    made: Mutex<HashMap<Sizes, Arc<Windows>>>,
 }
 
 impl PaddedWindows {
