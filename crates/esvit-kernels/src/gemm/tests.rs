@@ -5,6 +5,9 @@ use crate::rng::Rng;
 use crate::testing::{rounded, stored};
 use proptest::prelude::*;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod bounds;
+
 fn values(n: usize, stream: u64) -> Vec<f32> {
     let mut rng = Rng::new(stream, [0; 3]);
     (0..n).map(|_| rng.uniform_in(-1.0, 1.0) as f32).collect()
