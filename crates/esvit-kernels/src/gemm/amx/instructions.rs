@@ -2,7 +2,8 @@
 //!
 //! The compiler uses no tile registers, since no type lives in them, so what one operation leaves
 //! there is what the next one finds: like the configuration of the tiles, it is the thread's own, and
-//! the operating system keeps both when it changes threads.
+//! the operating system keeps both when it changes threads. Nothing else in the process may configure
+//! or release tiles on a thread that computes here.
 
 use std::arch::asm;
 use std::cell::Cell;

@@ -1,8 +1,5 @@
 use super::tiles::OPERANDS;
 use super::*;
-use crate::isa::{Amx, amx};
-use crate::rng::Rng;
-use proptest::prelude::*;
 
 type Sums = [[f32; SIDE]; SIDE];
 type Operand = [[Bf16; TILE_K]; SIDE];
@@ -93,62 +90,69 @@ fn emulated_tiles_end_with_the_operand() {
     }
 }
 
-/// Values of every size whose sums stay finite, denormal ones among them.
-fn operand(rng: &mut Rng) -> Operand {
-    std::array::from_fn(|_| {
-        std::array::from_fn(|_| {
-            let exponent = [0, 1, 100, 120, 127, 130, 140][rng.below(7) as usize];
-            Bf16((rng.below(2) << 15 | exponent << 7 | rng.below(128)) as u16)
-        })
-    })
-}
-
-/// The instructions and the emulation, to the bit.
-#[test]
 #[cfg(target_arch = "x86_64")]
-#[ignore = "needs a processor with AMX"]
-fn amx_is_what_is_emulated() {
-    if matches!(amx(), Amx::Refused { .. }) {
-        return;
+mod by_instructions {
+    use super::*;
+    use crate::isa::{Amx, amx};
+    use crate::rng::Rng;
+    use proptest::prelude::*;
+
+    /// Values of every size whose sums stay finite, denormal ones among them.
+    fn operand(rng: &mut Rng) -> Operand {
+        std::array::from_fn(|_| {
+            std::array::from_fn(|_| {
+                let exponent = [0, 1, 100, 120, 127, 130, 140][rng.below(7) as usize];
+                Bf16((rng.below(2) << 15 | exponent << 7 | rng.below(128)) as u16)
+            })
+        })
     }
-    assert_eq!(amx(), Amx::Permitted, "this test is for processors with AMX");
-    sums_in_their_order::<Instructions>();
-    denormals_count_as_zero::<Instructions>();
-    let mut rng = Rng::new(1, [0; 3]);
-    for _ in 0..200 {
-        let (lhs, rhs) = (operand(&mut rng), operand(&mut rng));
-        let sums: Sums = std::array::from_fn(|_| std::array::from_fn(|_| rng.normal() as f32));
-        let bits = |sums: Sums| sums.map(|row| row.map(f32::to_bits));
-        let found = product::<Instructions>(sums, &lhs, &rhs);
-        assert_eq!(bits(found), bits(product::<Emulation>(sums, &lhs, &rhs)));
-    }
-    proptest!(ProptestConfig::with_cases(200), |(
-        m in 1usize..420, k_steps in 1usize..600, registers in 1usize..5, bias in any::<bool>(),
-        add in any::<bool>(), transposed in any::<bool>(),
-    )| {
-        let width = 16 * registers;
-        let mut rng = Rng::new(2, [m as u64, k_steps as u64, width as u64]);
-        let mut values = |n: usize| -> Vec<Bf16> {
-            (0..n).map(|_| Bf16::from_f32(rng.normal() as f32)).collect()
-        };
-        let (lhs, rhs) = (values(m * k_steps * PAIR), values(k_steps * width * PAIR));
-        let bias_values: Vec<f32> = values(width).into_iter().map(Bf16::to_f32).collect();
-        let lhs = match transposed {
-            true => Lhs::from_transposed(&lhs, m),
-            false => Lhs::from_rows(&lhs, k_steps * PAIR),
-        };
-        let bias = bias.then_some(&bias_values[..]);
-        let panel = RhsPanel { values: &rhs[..], k_stride: width * PAIR, width, bias };
-        let dims = Dims { m, k_steps };
-        let [mut found, mut expected] = [(); 2].map(|()| vec![0.5f32; m * width]);
-        // SAFETY: there is AMX, and the operands are whole.
-        unsafe {
-            let mut out = Output { values: &mut found, row_stride: width };
-            gemm::<Instructions>(lhs, panel, dims, &mut out, add);
-            let mut out = Output { values: &mut expected, row_stride: width };
-            gemm::<Emulation>(lhs, panel, dims, &mut out, add);
+
+    /// The instructions and the emulation, to the bit.
+    #[test]
+    #[ignore = "needs a processor with AMX"]
+    fn amx_is_what_is_emulated() {
+        if matches!(amx(), Amx::Refused { .. }) {
+            return;
         }
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
-        prop_assert_eq!(bits(&found), bits(&expected));
-    });
+        assert_eq!(amx(), Amx::Permitted, "this test is for processors with AMX");
+        sums_in_their_order::<Instructions>();
+        denormals_count_as_zero::<Instructions>();
+        let mut rng = Rng::new(1, [0; 3]);
+        for _ in 0..200 {
+            let (lhs, rhs) = (operand(&mut rng), operand(&mut rng));
+            let sums: Sums = std::array::from_fn(|_| std::array::from_fn(|_| rng.normal() as f32));
+            let bits = |sums: Sums| sums.map(|row| row.map(f32::to_bits));
+            let found = product::<Instructions>(sums, &lhs, &rhs);
+            assert_eq!(bits(found), bits(product::<Emulation>(sums, &lhs, &rhs)));
+        }
+        proptest!(ProptestConfig::with_cases(200), |(
+            m in 1usize..420, k_steps in 1usize..600, registers in 1usize..5, bias in any::<bool>(),
+            add in any::<bool>(), transposed in any::<bool>(),
+        )| {
+            let width = 16 * registers;
+            let mut rng = Rng::new(2, [m as u64, k_steps as u64, width as u64]);
+            let mut values = |n: usize| -> Vec<Bf16> {
+                (0..n).map(|_| Bf16::from_f32(rng.normal() as f32)).collect()
+            };
+            let (lhs, rhs) = (values(m * k_steps * PAIR), values(k_steps * width * PAIR));
+            let bias_values: Vec<f32> = values(width).into_iter().map(Bf16::to_f32).collect();
+            let lhs = match transposed {
+                true => Lhs::from_transposed(&lhs, m),
+                false => Lhs::from_rows(&lhs, k_steps * PAIR),
+            };
+            let bias = bias.then_some(&bias_values[..]);
+            let panel = RhsPanel { values: &rhs[..], k_stride: width * PAIR, width, bias };
+            let dims = Dims { m, k_steps };
+            let [mut found, mut expected] = [(); 2].map(|()| vec![0.5f32; m * width]);
+            // SAFETY: there is AMX, and the operands are whole.
+            unsafe {
+                let mut out = Output { values: &mut found, row_stride: width };
+                gemm::<Instructions>(lhs, panel, dims, &mut out, add);
+                let mut out = Output { values: &mut expected, row_stride: width };
+                gemm::<Emulation>(lhs, panel, dims, &mut out, add);
+            }
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+            prop_assert_eq!(bits(&found), bits(&expected));
+        });
+    }
 }
