@@ -118,8 +118,7 @@ fn note_refused_amx(command: &Command, output: &Output) {
     if is_long && let Amx::Refused { error } = isa::amx() {
         output.note(format_args!(
             "this system does not let the program use the processor's matrix unit, AMX \
-             (`arch_prctl` fails with error {error}): kernels take `{}`; \
-             hint: allow the system call `arch_prctl`",
+             (`arch_prctl` fails with error {error}): kernels take `{}`",
             isa::detected().name(),
         ));
     }
