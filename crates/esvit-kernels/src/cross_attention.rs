@@ -5,15 +5,16 @@
 //! in [`crate::window_attention`], the weights are computed again in the backward pass.
 
 use std::array::from_fn;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::attention_head::Head;
 use crate::buffer::{self, Buffer};
-use crate::element::{Element, padded_row_len};
-use crate::elementwise::{add, update};
-use crate::gemm::{Dims, LANES, Lhs, gemm, transpose_rows};
+use crate::element::Element;
+use crate::elementwise::add;
 use crate::profile;
-use crate::window_attention::{QUERIES, softmax, softmax_backward, vnni_packed};
+use crate::window_attention::QUERIES;
 
 /// Queries of a task: keys and values are laid out once for them, and their gradients are summed
 /// over them first.
@@ -47,6 +48,28 @@ impl CrossAttention<'_> {
         assert!(self.images.iter().all(|[_, keys]| *keys > 0), "an image without keys");
     }
 
+    /// Columns of a head.
+    fn columns(&self, head: usize) -> Range<usize> {
+        let d = self.width / self.heads;
+        head * d..(head + 1) * d
+    }
+
+    /// Buffers for the heads of an image with keys and values `kv`.
+    fn head<T: Element>(&self, kv: &[f32], with_gradients: bool) -> Head<T> {
+        let (n, d) = (kv.len() / 2 / self.width, self.width / self.heads);
+        Head::new([QUERIES, n, d], (d as f32).powf(-0.5), with_gradients)
+    }
+
+    /// Keys and values of a head.
+    fn keys<'v>(
+        &self,
+        kv: &'v [f32],
+        own: &Range<usize>,
+    ) -> impl ExactSizeIterator<Item = [&'v [f32]; 2]> {
+        let (width, own) = (self.width, own.clone());
+        kv.chunks_exact(2 * width).map(move |row| [&row[own.clone()], &row[width..][own.clone()]])
+    }
+
     /// The rows of every image, by its queries or, doubled, by its keys.
     fn split<'v>(&self, mut values: &'v [f32], of: usize) -> Vec<&'v [f32]> {
         let row = self.width * (of + 1);
@@ -77,15 +100,18 @@ pub fn forward<T: Element>(q: &[f32], kv: &[f32], attention: &CrossAttention<'_>
     }
     profile::time("cross-attention forward", 2 * attention.macs(), || {
         tasks.into_par_iter().for_each(|(q, kv, context)| {
-            let mut part = Head::<T>::new(attention, kv, false);
+            let mut part = attention.head::<T>(kv, false);
             for head in 0..attention.heads {
-                part.load_keys(kv, head);
+                let own = attention.columns(head);
+                part.load_keys(attention.keys(kv, &own));
                 let blocks = q.chunks(QUERIES * width).zip(context.chunks_mut(QUERIES * width));
-                for (block, (q, context)) in blocks.enumerate() {
-                    part.load_queries(q);
-                    part.compute_weights();
-                    part.apply_weights(block == 0);
-                    part.put(&part.out, context);
+                for (q, context) in blocks {
+                    part.load_queries(q.chunks_exact(width).map(|row| &row[own.clone()]));
+                    part.compute_weights(None);
+                    part.apply_weights();
+                    for (from, to) in part.out().zip(context.chunks_exact_mut(width)) {
+                        to[own.clone()].copy_from_slice(from);
+                    }
                 }
             }
         });
@@ -121,20 +147,27 @@ pub fn backward<T: Element>(
     let parts: Vec<(usize, Buffer<f32>)> =
         profile::time("cross-attention backward", 5 * attention.macs(), || {
             let tasks = tasks.into_par_iter().map(|(image, kv, q, dcontext, dq)| {
-                let mut part = Head::<T>::new(attention, kv, true);
+                let mut part = attention.head::<T>(kv, true);
                 let mut dkv = Buffer::<f32>::scratch(kv.len());
                 for head in 0..attention.heads {
-                    part.load_keys(kv, head);
+                    let own = attention.columns(head);
+                    part.load_keys(attention.keys(kv, &own));
                     let blocks = q.chunks(QUERIES * width).zip(dcontext.chunks(QUERIES * width));
                     let blocks = blocks.zip(dq.chunks_mut(QUERIES * width));
-                    for (block, ((q, dcontext), dq)) in blocks.enumerate() {
-                        part.load_queries(q);
-                        part.load_gradient(dcontext);
-                        part.compute_weights();
-                        part.backward(block == 0);
-                        part.put(&part.dq, dq);
+                    for ((q, dcontext), dq) in blocks {
+                        part.load_queries(q.chunks_exact(width).map(|row| &row[own.clone()]));
+                        let rows = dcontext.chunks_exact(width);
+                        part.load_gradient(rows.map(|row| &row[own.clone()]));
+                        part.compute_weights(None);
+                        part.backward(None);
+                        for (from, to) in part.dq().zip(dq.chunks_exact_mut(width)) {
+                            to[own.clone()].copy_from_slice(from);
+                        }
                     }
-                    part.put_keys(&mut dkv);
+                    for ([dk, dv], to) in part.dk_and_dv().zip(dkv.chunks_exact_mut(2 * width)) {
+                        to[own.clone()].copy_from_slice(dk);
+                        to[width..][own.clone()].copy_from_slice(dv);
+                    }
                 }
                 (image, dkv)
             });
@@ -151,190 +184,6 @@ pub fn backward<T: Element>(
         add(&part[..], &mut dkv[starts[image]..starts[image + 1]]);
     }
     [dq, dkv]
-}
-
-/// Matrices of one head for a block of queries of an image.
-struct Head<T: Element> {
-    head: usize,
-    /// Width of a token and of a head; the latter padded to [`padded_row_len`], and to whole
-    /// registers.
-    token: usize,
-    d: usize,
-    row: usize,
-    width: usize,
-    /// Keys, and keys padded to whole registers.
-    n: usize,
-    lanes: usize,
-    /// Queries of the block.
-    m: usize,
-    /// Q and dO `[QUERIES, row]`, K and V `[n, row]`.
-    q: Buffer<T>,
-    k: Buffer<T>,
-    v: Buffer<T>,
-    dcontext: Buffer<T>,
-    /// K and V as RHS operands: transposed `[d, lanes]`, and packed `[n, width]`.
-    k_t: Buffer<T>,
-    k_packed: Buffer<T>,
-    v_t: Buffer<T>,
-    v_packed: Buffer<T>,
-    /// S, then P, `[QUERIES, lanes]`, and P in the element type.
-    p: Buffer<f32>,
-    p_stored: Buffer<T>,
-    /// dP, then dS, and scale * dS in the element type.
-    ds: Buffer<f32>,
-    ds_stored: Buffer<T>,
-    /// P, then dS, packed as a transposed LHS, `[QUERIES, lanes]`.
-    p_t: Buffer<T>,
-    /// dO, then Q, packed as an RHS, `[QUERIES, width]`.
-    q_packed: Buffer<T>,
-    /// O and dQ of the block, `[QUERIES, width]`.
-    out: Buffer<f32>,
-    dq: Buffer<f32>,
-    /// Summed over blocks, `[n, width]`.
-    dk: Buffer<f32>,
-    dv: Buffer<f32>,
-}
-
-impl<T: Element> Head<T> {
-    /// Buffers for an image with keys and values `kv`; for the backward pass `with_gradients`.
-    fn new(attention: &CrossAttention<'_>, kv: &[f32], with_gradients: bool) -> Self {
-        let token = attention.width;
-        let (n, d) = (kv.len() / 2 / token, token / attention.heads);
-        let (row, width) = (padded_row_len::<T>(d), d.next_multiple_of(LANES));
-        let (lanes, pairs) = (n.next_multiple_of(LANES), n.next_multiple_of(T::K_PACK));
-        // Zeros, since the padding of operands is never written.
-        let stored = Buffer::<T>::zeroed;
-        let sums = Buffer::<f32>::zeroed;
-        let back = |len| if with_gradients { len } else { 0 };
-        Self {
-            head: 0,
-            token,
-            d,
-            row,
-            width,
-            n,
-            lanes,
-            m: 0,
-            q: stored(QUERIES * row),
-            k: stored(n * row),
-            v: stored(n * row),
-            dcontext: stored(back(QUERIES * row)),
-            k_t: stored(row * lanes),
-            k_packed: stored(back(pairs * width)),
-            v_t: stored(back(row * lanes)),
-            v_packed: stored(pairs * width),
-            p: sums(QUERIES * lanes),
-            p_stored: stored(QUERIES * lanes),
-            ds: sums(back(QUERIES * lanes)),
-            ds_stored: stored(back(QUERIES * lanes)),
-            p_t: stored(back(QUERIES * lanes)),
-            q_packed: stored(back(QUERIES * width)),
-            out: sums(QUERIES * width),
-            dq: sums(back(QUERIES * width)),
-            dk: sums(back(n * width)),
-            dv: sums(back(n * width)),
-        }
-    }
-
-    fn scale(&self) -> f32 {
-        (self.d as f32).powf(-0.5)
-    }
-
-    /// Takes keys and values of a head from the rows of an image.
-    fn load_keys(&mut self, kv: &[f32], head: usize) {
-        let Self { token, d, row, n, lanes, .. } = *self;
-        self.head = head;
-        for (at, from) in kv.chunks_exact(2 * token).enumerate() {
-            let from = &from[head * d..];
-            update(&mut self.k[at * row..][..d], [&from[..d]], |_, [value]| value);
-            update(&mut self.v[at * row..][..d], [&from[token..][..d]], |_, [value]| value);
-        }
-        transpose_rows(&self.k, row, n, &mut self.k_t, lanes * T::K_PACK);
-        if !self.v_t.is_empty() {
-            transpose_rows(&self.v, row, n, &mut self.v_t, lanes * T::K_PACK);
-        }
-    }
-
-    /// Takes a block of queries of the head.
-    fn load_queries(&mut self, q: &[f32]) {
-        self.m = q.len() / self.token;
-        let (d, row, first) = (self.d, self.row, self.head * self.d);
-        for (from, to) in q.chunks_exact(self.token).zip(self.q.chunks_exact_mut(row)) {
-            update(&mut to[..d], [&from[first..][..d]], |_, [value]| value);
-        }
-    }
-
-    /// Takes the gradients of what the block gives.
-    fn load_gradient(&mut self, dcontext: &[f32]) {
-        let (d, row, first) = (self.d, self.row, self.head * self.d);
-        let rows = dcontext.chunks_exact(self.token).zip(self.dcontext.chunks_exact_mut(row));
-        for (from, to) in rows {
-            update(&mut to[..d], [&from[first..][..d]], |_, [value]| value);
-        }
-    }
-
-    /// `P = softmax(scale Q K^T)`.
-    fn compute_weights(&mut self) {
-        let queries: [usize; QUERIES] = from_fn(|query| query);
-        let dims = Dims { m: self.m, k_steps: self.row / T::K_PACK };
-        gemm(Lhs::from_rows(&self.q, self.row), &self.k_t, self.lanes, dims, &mut self.p, false);
-        let (scale, queries) = (self.scale(), &queries[..self.m]);
-        softmax(&mut self.p, scale, None, None, queries, self.n, &mut self.p_stored);
-    }
-
-    /// `O = P V`; the values are laid out for the head's first block.
-    fn apply_weights(&mut self, is_first: bool) {
-        let Self { d, row, width, n, lanes, m, .. } = *self;
-        let down = width * T::K_PACK;
-        let values = vnni_packed(&self.v, row, [n, d], &mut self.v_packed, down, is_first);
-        let dims = Dims { m, k_steps: n.div_ceil(T::K_PACK) };
-        gemm(Lhs::from_rows(&self.p_stored, lanes), values, width, dims, &mut self.out, false);
-    }
-
-    /// Backward of the block, whose P is computed: dQ, and sums of dK and dV over the blocks.
-    fn backward(&mut self, is_first: bool) {
-        let Self { d, row, width, n, lanes, m, .. } = *self;
-        let (down, turned) = (width * T::K_PACK, lanes * T::K_PACK);
-        let (scale, is_added) = (self.scale(), !is_first);
-        let over_queries = Dims { m: n, k_steps: m.div_ceil(T::K_PACK) };
-        let dcontext = &self.dcontext[..m * row];
-        // With O = P V: dV = P^T dO and dP = dO V^T.
-        let p = vnni_packed(&self.p_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
-        let gradients = vnni_packed(dcontext, row, [m, d], &mut self.q_packed, down, true);
-        let lhs = Lhs::from_transposed(p, lanes);
-        gemm(lhs, gradients, width, over_queries, &mut self.dv, is_added);
-        let dims = Dims { m, k_steps: row / T::K_PACK };
-        gemm(Lhs::from_rows(dcontext, row), &self.v_t, lanes, dims, &mut self.ds, false);
-        let queries: [usize; QUERIES] = from_fn(|query| query);
-        let (ds, ds_stored) = (&mut self.ds, &mut self.ds_stored);
-        softmax_backward(&self.p, ds, None, &queries[..m], n, scale, ds_stored);
-        // With S = scale Q K^T: dQ = scale dS K and dK = scale dS^T Q.
-        let keys = vnni_packed(&self.k, row, [n, d], &mut self.k_packed, down, is_first);
-        let dims = Dims { m, k_steps: n.div_ceil(T::K_PACK) };
-        gemm(Lhs::from_rows(&self.ds_stored, lanes), keys, width, dims, &mut self.dq, false);
-        let ds = vnni_packed(&self.ds_stored, lanes, [m, lanes], &mut self.p_t, turned, true);
-        let queries = vnni_packed(&self.q[..m * row], row, [m, d], &mut self.q_packed, down, true);
-        let lhs = Lhs::from_transposed(ds, lanes);
-        gemm(lhs, queries, width, over_queries, &mut self.dk, is_added);
-    }
-
-    /// Stores the block's rows of `from` in the head's columns.
-    fn put(&self, from: &[f32], to: &mut [f32]) {
-        let first = self.head * self.d;
-        for (from, to) in from.chunks_exact(self.width).zip(to.chunks_exact_mut(self.token)) {
-            to[first..first + self.d].copy_from_slice(&from[..self.d]);
-        }
-    }
-
-    /// Stores dK and dV in the head's columns.
-    fn put_keys(&self, dkv: &mut [f32]) {
-        let (first, token) = (self.head * self.d, self.token);
-        let gradients = self.dk.chunks_exact(self.width).zip(self.dv.chunks_exact(self.width));
-        for ((dk, dv), to) in gradients.zip(dkv.chunks_exact_mut(2 * token)) {
-            to[first..first + self.d].copy_from_slice(&dk[..self.d]);
-            to[token + first..token + first + self.d].copy_from_slice(&dv[..self.d]);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 //! Run-time choice of the instruction set.
 
+mod amx;
+
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// An instruction set, from the least to the most capable.
+pub use amx::{Amx, amx};
+
+/// An instruction set, from the least to the most capable; an emulation stands last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Isa {
@@ -14,11 +18,17 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16: dot products of bf16 pairs (`vdpbf16ps`).
     Avx512Bf16,
+    /// The same and AMX with BF16, Intel's matrix unit: products of bf16 tiles (`tdpbf16ps`).
+    Amx,
+    /// What the machine has without AMX, and AMX in plain Rust: slow, for tests. Never chosen by
+    /// itself.
+    AmxEmulated,
 }
 
 impl Isa {
-    /// All, from the least to the most capable.
-    pub const ALL: [Self; 4] = [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    /// All that processors have, from the least to the most capable.
+    pub const ALL: [Self; 5] =
+        [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Its name in options and reports.
     pub fn name(self) -> &'static str {
@@ -27,16 +37,35 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
+            Self::AmxEmulated => "amx-emulated",
         }
+    }
+
+    /// Whether bf16 is multiplied in tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self, Self::Amx | Self::AmxEmulated)
     }
 }
 
-/// The instruction set in use, or [`UNKNOWN`] before the first call of [`current`].
+/// What is in use: the number of an instruction set, [`EMULATED`] and that of the vector
+/// instructions beside an emulation, or [`UNKNOWN`] before the first call of [`current`].
 static IN_USE: AtomicU8 = AtomicU8::new(UNKNOWN);
+const AMX: u8 = Isa::Amx as u8;
+const EMULATED: u8 = Isa::AmxEmulated as u8;
 const UNKNOWN: u8 = u8::MAX;
 
-/// The best instruction set that the machine has.
+/// The best instruction set that the machine has and lets the process use. Where there is AMX, this
+/// asks for it.
 pub fn detected() -> Isa {
+    match detected_vectors() {
+        Isa::Avx512Bf16 if amx() == Amx::Permitted => Isa::Amx,
+        vectors => vectors,
+    }
+}
+
+/// The best instruction set of the machine, AMX aside.
+fn detected_vectors() -> Isa {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         let has_avx512 = is_x86_feature_detected!("avx512f")
@@ -55,25 +84,57 @@ pub fn detected() -> Isa {
 /// The instruction set in use: the best that the machine has within the [`limit`].
 #[inline]
 pub fn current() -> Isa {
+    match in_use() {
+        AMX => Isa::Amx,
+        EMULATED.. => Isa::AmxEmulated,
+        vectors => vector_set(vectors),
+    }
+}
+
+/// The vector instructions in use, for all but products of tiles: never AMX.
+#[inline]
+pub(crate) fn vectors() -> Isa {
+    match in_use() {
+        AMX => Isa::Avx512Bf16,
+        emulated @ EMULATED.. => vector_set(emulated - EMULATED),
+        vectors => vector_set(vectors),
+    }
+}
+
+#[inline]
+fn in_use() -> u8 {
     match IN_USE.load(Ordering::Relaxed) {
+        UNKNOWN => {
+            limit(Isa::Amx);
+            IN_USE.load(Ordering::Relaxed)
+        }
+        known => known,
+    }
+}
+
+#[inline]
+fn vector_set(number: u8) -> Isa {
+    match number {
         0 => Isa::Baseline,
         1 => Isa::Avx2,
         2 => Isa::Avx512,
-        3 => Isa::Avx512Bf16,
-        _ => {
-            limit(Isa::Avx512Bf16);
-            current()
-        }
+        _ => Isa::Avx512Bf16,
     }
 }
 
 /// Limits all kernels of the process to an instruction set, for tests and comparisons. Results of
 /// different instruction sets differ by rounding, so call it at the start of a program.
 pub fn limit(isa: Isa) {
-    IN_USE.store(detected().min(isa) as u8, Ordering::Relaxed);
+    let number = match isa {
+        Isa::Amx => detected() as u8,
+        Isa::AmxEmulated => EMULATED + detected_vectors() as u8,
+        vectors => detected_vectors().min(vectors) as u8,
+    };
+    IN_USE.store(number, Ordering::Relaxed);
 }
 
-/// Whether the hardware multiplies bf16 pairs, so that bf16 GEMM is faster than f32.
+/// Whether the hardware multiplies bf16 pairs, so that bf16 GEMM is faster than f32. An emulation
+/// answers as what it stands for.
 pub fn has_bf16() -> bool {
     current() >= Isa::Avx512Bf16
 }
@@ -84,14 +145,21 @@ pub(crate) mod tests {
     use std::io::Write;
     use std::sync::{Mutex, Once, PoisonError};
 
-    /// Runs a test under every instruction set that the machine has, and says once which these are.
-    /// `ESVIT_REQUIRE_ISA=avx2` makes it a failure that the machine has not that one.
+    /// Whether the machine can run it.
+    fn runs(isa: Isa) -> bool {
+        isa == Isa::AmxEmulated || isa <= detected()
+    }
+
+    /// Runs a test under every instruction set that the machine has and under the emulation of AMX,
+    /// and says once which these are. `ESVIT_REQUIRE_ISA=avx2` makes it a failure that the machine
+    /// has not that one.
     pub(crate) fn under_each(mut test: impl FnMut(Isa)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         static SAID: Once = Once::new();
+        let all = Isa::ALL.into_iter().chain([Isa::AmxEmulated]);
         SAID.call_once(|| {
             let names = |has: bool| {
-                let all = Isa::ALL.into_iter().filter(|&isa| (isa <= detected()) == has);
+                let all = all.clone().filter(|&isa| runs(isa) == has);
                 all.map(Isa::name).collect::<Vec<&str>>().join(", ")
             };
             // Not `eprintln`, which a test that passes does not show.
@@ -101,21 +169,33 @@ pub(crate) mod tests {
         if let Ok(required) = std::env::var("ESVIT_REQUIRE_ISA") {
             let isa = Isa::ALL.into_iter().find(|isa| isa.name() == required);
             let isa = isa.unwrap_or_else(|| panic!("ESVIT_REQUIRE_ISA={required}: no such one"));
-            assert!(isa <= detected(), "ESVIT_REQUIRE_ISA={required}, but the machine has it not");
+            assert!(runs(isa), "ESVIT_REQUIRE_ISA={required}, but the machine has it not");
         }
         let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        for isa in Isa::ALL.into_iter().filter(|&isa| isa <= detected()) {
+        for isa in all.filter(|&isa| runs(isa)) {
             limit(isa);
             test(isa);
         }
-        limit(Isa::Avx512Bf16);
+        limit(Isa::Amx);
     }
 
     #[test]
     fn limits_are_kept() {
         under_each(|isa| {
             assert_eq!(current(), isa);
-            assert_eq!(has_bf16(), isa == Isa::Avx512Bf16);
+            assert_eq!(has_bf16(), isa == Isa::Avx512Bf16 || isa.has_tiles());
+            let expected = if isa.has_tiles() { detected_vectors() } else { isa };
+            assert_eq!(vectors(), expected);
+        });
+    }
+
+    /// An emulation is for those who ask for it, and AMX is nothing that a limit brings.
+    #[test]
+    fn the_machine_decides() {
+        under_each(|_| {
+            limit(Isa::Amx);
+            assert!(current() == detected() && current() != Isa::AmxEmulated);
+            assert_eq!(current() == Isa::Amx, amx() == Amx::Permitted);
         });
     }
 }

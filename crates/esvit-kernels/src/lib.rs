@@ -11,12 +11,14 @@
 
 pub mod activation;
 pub mod attention;
+mod attention_head;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
 pub mod convolution;
 pub mod cross_attention;
 mod elementwise;
+pub mod gathered_attention;
 mod gemm;
 mod reduce;
 mod rows;

@@ -7,7 +7,7 @@ use crate::element::Element;
 pub(crate) const LANES: usize = 16;
 
 /// Defines functions whose bodies are compiled for AVX-512, for AVX2 with FMA and for the target's
-/// baseline, and which call the best one within [`crate::isa::current`].
+/// baseline, and which call the one of [`crate::isa::vectors`].
 macro_rules! dispatch {
     ($(
         $(#[$meta:meta])*
@@ -34,7 +34,7 @@ macro_rules! dispatch {
                 fn avx2 $(<$($($generic)+: $bound),+>)? ($($arg: $ty),*) $(-> $out)? {
                     body($($arg),*)
                 }
-                let isa = $crate::isa::current();
+                let isa = $crate::isa::vectors();
                 if isa >= $crate::isa::Isa::Avx512 {
                     // SAFETY: the machine has every feature that `avx512` is compiled for.
                     return unsafe { avx512($($arg),*) };

@@ -16,8 +16,9 @@ use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionValues, BatchNormValues, Compute, LinearValues, NormValues, Pairs,
-    Precision, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
+    self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute, GroupTable,
+    ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision, Projections,
+    PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
@@ -405,6 +406,89 @@ fn swiglu() {
             &[hashed_times(1, rows * 2 * half, 3.0)],
             |v| flat(ops::swiglu(x(v))),
             |v| flat(composed::swiglu(x(v))),
+        );
+    }
+}
+
+/// Windows whose padding is seen, windows with those around them at every kind of border after some
+/// tokens, and whole images; two sizes at once, with and without biases, of joint and of separate
+/// projections.
+#[test]
+fn gathered_attention() {
+    let padded = |map: [usize; 2], window| {
+        let of_map = WindowMap::new(map, window, 0);
+        let of_padded = WindowMap::new(of_map.grid.map(|count| count * window), window, 0);
+        let (tokens, padded) = (of_map.tokens(), of_padded.tokens());
+        let table = GroupTable {
+            queries: window * window,
+            keys: window * window,
+            query_row: of_padded.slot_token.clone(),
+            context_row: of_map.slot_token,
+            key_row: of_padded.slot_token,
+            hidden: Vec::new(),
+        };
+        let rows = ImageRows { queries: padded, keys: padded, context: tokens };
+        AttentionGroups::new(rows, vec![table])
+    };
+    let near =
+        |map, neighbors, border, prefix| NeighborMap::new(map, 2, neighbors, border).groups(prefix);
+    let cases = [
+        (1, 3, false, vec![(1, padded([1, 1], 1))]),
+        (2, 3, false, vec![(2, padded([3, 5], 2)), (1, padded([2, 2], 2))]),
+        (2, 2, true, vec![(1, AttentionGroups::whole(5)), (2, AttentionGroups::whole(3))]),
+        (2, 3, true, vec![(2, near([3, 4], Neighbors::All, Border::Closed, 1))]),
+        (1, 3, false, vec![(1, near([3, 4], Neighbors::One(2), Border::Closed, 0))]),
+        (2, 2, true, vec![(1, near([3, 3], Neighbors::All, Border::Cyclic, 2))]),
+        (2, 2, true, vec![(1, near([5, 3], Neighbors::All, Border::Sliding, 1))]),
+    ];
+    for (heads, head_dim, has_bias, segments) in cases {
+        let segments: Vec<(usize, Arc<AttentionGroups>)> =
+            segments.into_iter().map(|(images, groups)| (images, Arc::new(groups))).collect();
+        let (width, what) = (heads * head_dim, format!("{segments:?}"));
+        let count = |of: fn(ImageRows) -> usize| -> usize {
+            segments.iter().map(|(images, groups)| images * of(groups.rows())).sum()
+        };
+        let [queries, keys] = [count(|rows| rows.queries), count(|rows| rows.keys)];
+        let tables = || segments.iter().flat_map(|(_, groups)| groups.tables());
+        let sizes = tables().filter(|_| has_bias).map(|t| [heads, t.queries, t.keys]);
+        let sizes: Vec<[usize; 3]> = sizes.collect();
+        let biases = |v: &[Tensor]| -> Vec<Tensor> {
+            v.iter().zip(&sizes).map(|(bias, &size)| bias.clone().reshape(size)).collect()
+        };
+        let of_biases =
+            sizes.iter().zip(10..).map(|(size, seed)| hashed(seed, size.iter().product()));
+        let of_biases: Vec<Vec<f32>> = of_biases.collect();
+        let scale = 0.8;
+        let by_kernels = |projections: Projections, biases: Vec<Tensor>| {
+            let (segments, f32) = (segments.clone(), Precision::F32);
+            flat(ops::gathered_attention(projections, segments, biases, heads, scale, f32))
+        };
+        let composed = |q: Tensor, kv: Tensor, biases: Vec<Tensor>| {
+            flat(composed::gathered_attention(q, kv, &segments, &biases, heads, scale))
+        };
+
+        let mut data = vec![hashed_times(1, queries * width, 2.0), hashed(2, keys * 2 * width)];
+        data.extend(of_biases.clone());
+        let q = |v: &[Tensor]| v[0].clone().reshape([queries, width]);
+        let kv = |v: &[Tensor]| v[1].clone().reshape([keys, 2 * width]);
+        check_both(
+            &format!("separate, {what}"),
+            &data,
+            |v| by_kernels(Projections::Separate { q: q(v), kv: kv(v) }, biases(&v[2..])),
+            |v| composed(q(v), kv(v), biases(&v[2..])),
+        );
+
+        let mut data = vec![hashed_times(1, queries * 3 * width, 2.0)];
+        data.extend(of_biases);
+        let qkv = |v: &[Tensor]| v[0].clone().reshape([queries, 3 * width]);
+        check_both(
+            &format!("joint, {what}"),
+            &data,
+            |v| by_kernels(Projections::Joint(qkv(v)), biases(&v[1..])),
+            |v| {
+                let kv = qkv(v).narrow(1, width, 2 * width);
+                composed(qkv(v).narrow(1, 0, width), kv, biases(&v[1..]))
+            },
         );
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use esvit_nn::Tensor;
 use esvit_nn::ops::{
-    Activation, AttentionValues, LinearValues, NormValues, Pairs, PrototypeLogits, RotaryAngles,
-    Scales, Segment, WindowMap, tokens_per_image,
+    Activation, AttentionGroups, AttentionValues, GroupTable, LinearValues, NormValues, Pairs,
+    PrototypeLogits, RotaryAngles, Scales, Segment, WindowMap, tokens_per_image,
 };
 
 /// A constant in the type of another tensor.
@@ -187,6 +187,87 @@ pub fn swiglu(rows: Tensor) -> Tensor {
     let half = rows.shape()[1] / 2;
     let [a, b] = [0, half].map(|start| rows.clone().narrow(1, start, half));
     a.clone() * a.sigmoid() * b
+}
+
+/// Attention of `q [queries, C]` to `kv [keys, 2 C]` in the groups of every image; `biases` has
+/// `[heads, queries, keys]` for each table of each segment, or none.
+pub fn gathered_attention(
+    q: Tensor,
+    kv: Tensor,
+    segments: &[(usize, Arc<AttentionGroups>)],
+    biases: &[Tensor],
+    heads: usize,
+    scale: f64,
+) -> Tensor {
+    let ([_, width], mut first, mut biases) = (q.dims(), [0, 0], biases.iter());
+    let mut contexts = Vec::new();
+    for (images, groups) in segments {
+        let (images, rows) = (*images, groups.rows());
+        let counts = [rows.queries, rows.keys].map(|rows| images * rows);
+        let q = q.clone().narrow(0, first[0], counts[0]).reshape([images, rows.queries, width]);
+        let kv = kv.clone().narrow(0, first[1], counts[1]).reshape([images, rows.keys, 2 * width]);
+        first = [first[0] + counts[0], first[1] + counts[1]];
+        let [q, kv] = [q, kv].map(with_zero_token);
+        let (mut of_slots, mut slot, mut slots) = (Vec::new(), 0, vec![0; rows.context]);
+        for table in groups.tables() {
+            let bias = biases.next().cloned();
+            of_slots.push(of_table(&q, &kv, bias, table, heads, scale));
+            for &row in &table.context_row {
+                if let Some(of_row) = slots.get_mut(row as usize) {
+                    *of_row = slot;
+                }
+                slot += 1;
+            }
+        }
+        let context = Tensor::cat(of_slots, 1).index_select(1, slots);
+        contexts.push(context.reshape([images * rows.context, width]));
+    }
+    Tensor::cat(contexts, 0)
+}
+
+/// What the queries of a table get, `[images, queries of all groups, C]`; the last row of `q [images,
+/// rows + 1, C]` and `kv` is zero.
+fn of_table(
+    q: &Tensor,
+    kv: &Tensor,
+    bias: Option<Tensor>,
+    table: &GroupTable,
+    heads: usize,
+    scale: f64,
+) -> Tensor {
+    let ([images, rows, width], groups) = (q.dims(), table.groups());
+    let depth = width / heads;
+    let last = rows as i32 - 1;
+    let places: Vec<i32> = table.query_row.iter().map(|&row| row.min(last)).collect();
+    let queries = q.clone().index_select(1, places);
+    let queries = queries.reshape([images * groups, table.queries, heads, depth]).swap_dims(1, 2);
+    let kv = kv.clone().index_select(1, table.key_row.clone());
+    let kv = kv.reshape([images * groups, table.keys, 2, heads, depth]);
+    let [keys, values] = [0, 1].map(|part| {
+        let part = kv.clone().narrow(2, part, 1);
+        part.reshape([images * groups, table.keys, heads, depth]).swap_dims(1, 2)
+    });
+    let mut logits = (queries * scale).matmul(keys.transpose());
+    if let Some(bias) = bias {
+        logits = logits + bias.reshape([1, heads, table.queries, table.keys]);
+    }
+    if !table.hidden.is_empty() {
+        let added = table.hidden.iter().map(|&hidden| if hidden { -1e30 } else { 0.0 });
+        let shape = [1, groups, 1, table.hidden_rows(), table.keys];
+        let added = constant(added.collect(), shape, q);
+        let shape = logits.shape();
+        let by_image = logits.reshape([images, groups, heads, table.queries, table.keys]);
+        logits = (by_image + added).reshape(shape);
+    }
+    let context = logits.softmax(3).matmul(values).swap_dims(1, 2);
+    context.reshape([images, groups * table.queries, width])
+}
+
+/// Tokens `[images, n, C]` with a token of zeros after those of each image.
+fn with_zero_token(tokens: Tensor) -> Tensor {
+    let [images, _, width] = tokens.dims();
+    let zeros = constant(vec![0.0; images * width], [images, 1, width], &tokens);
+    Tensor::cat(vec![tokens, zeros], 1)
 }
 
 /// Multiplies rows by the scale of their image; `images` lists the rows of every image.

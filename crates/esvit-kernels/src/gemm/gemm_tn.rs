@@ -1,15 +1,17 @@
 //! GEMM with a transposed LHS, `C = A^T B`: the gradient of a weight, `dW = dY^T X`. K is the
 //! number of rows of A and B.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::pack::{pack_vnni, panel_width};
+use super::amx::TILE_K;
+use super::pack::{pack_vnni, panel_width, transpose_rows};
 use super::{Dims, LANES, Lhs, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::elementwise;
 use crate::profile;
-use crate::rows::slots;
 
 /// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
 const CHUNK_K: usize = 1536;
@@ -58,23 +60,28 @@ pub(crate) fn gemm_tn<T: Element>(
     }
     let task = a.columns.div_ceil(8).next_multiple_of(LANES).min(TASK_M);
     let width = panel_width(b.columns);
-    let stored = rows.min(CHUNK_K).next_multiple_of(T::K_PACK);
+    let in_rows = T::loads_rows();
+    let k_multiple = if in_rows { TILE_K } else { T::K_PACK };
+    let stored = rows.min(CHUNK_K).next_multiple_of(k_multiple);
     let mut lhs_panels = Buffer::scratch(stored * a.columns.next_multiple_of(LANES));
     let mut rhs_panels = Buffer::scratch(stored * b.columns.next_multiple_of(LANES));
     for start in (0..rows).step_by(CHUNK_K) {
         let chunk = start..(start + CHUNK_K).min(rows);
-        let k_steps = chunk.len().div_ceil(T::K_PACK);
-        let stored = k_steps * T::K_PACK;
+        let stored = chunk.len().next_multiple_of(k_multiple);
+        let k_steps = stored / T::K_PACK;
         let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];
         let rhs_panels = &mut rhs_panels[..stored * b.columns.next_multiple_of(LANES)];
         rayon::join(
-            || pack_panels(a, chunk.clone(), task, lhs_panels, Some(&mut *sums)),
-            || pack_panels(b, chunk.clone(), width, rhs_panels, None),
+            || pack_lhs_panels(a, chunk.clone(), stored, task, lhs_panels, sums, in_rows),
+            || pack_panels(b, chunk.clone(), stored, width, rhs_panels),
         );
         out.par_chunks_mut(task * b.columns).zip(lhs_panels.par_chunks(task * stored)).for_each(
             |(out, panel)| {
-                let columns = panel.len() / stored;
-                let lhs = Lhs::from_transposed(panel, columns);
+                let lhs = if in_rows {
+                    Lhs::from_rows(panel, stored)
+                } else {
+                    Lhs::from_transposed(panel, panel.len() / stored)
+                };
                 let dims = Dims { m: out.len() / b.columns, k_steps };
                 let add = add || start > 0;
                 for (at, panel) in rhs_panels.chunks(width * stored).enumerate() {
@@ -130,31 +137,60 @@ fn gemm_ragged_panel<T: Element>(
 }
 
 /// Packs rows of a matrix into panels of `width` columns in VNNI layout, `[K steps, width,
-/// K_PACK]`, padded with zeros to whole registers, and adds the rows to `sums`.
+/// K_PACK]`, padded with zeros to whole registers and to `stored` rows.
 fn pack_panels<T: Element>(
     matrix: Matrix<'_, T>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
+    stored: usize,
     width: usize,
     out: &mut [T],
-    sums: Option<&mut [f32]>,
 ) {
-    let stored = rows.len().next_multiple_of(T::K_PACK);
-    let from = &matrix.values[rows.start * matrix.row_stride..];
-    let panels = out.par_chunks_mut(width * stored);
-    let slots = slots(sums.map(|sums| sums.chunks_mut(width)), panels.len());
-    panels.zip(slots).enumerate().for_each(|(at, (panel, sums))| {
+    out.par_chunks_mut(width * stored).enumerate().for_each(|(at, panel)| {
+        pack_panel(matrix, rows.clone(), stored, at * width, panel);
+    });
+}
+
+/// The same for the LHS, and adds the rows to `sums`. A panel `in_rows` is `[width, stored]`.
+fn pack_lhs_panels<T: Element>(
+    matrix: Matrix<'_, T>,
+    rows: Range<usize>,
+    stored: usize,
+    width: usize,
+    out: &mut [T],
+    sums: &mut [f32],
+    in_rows: bool,
+) {
+    let panels = out.par_chunks_mut(width * stored).zip(sums.par_chunks_mut(width));
+    panels.enumerate().for_each(|(at, (panel, sums))| {
         let first = at * width;
-        let padded = panel.len() / stored;
-        let columns = padded.min(matrix.columns - first);
-        if columns < padded {
-            panel.fill(T::default());
+        if in_rows {
+            let mut steps = Buffer::scratch(panel.len());
+            pack_panel(matrix, rows.clone(), stored, first, &mut steps);
+            let step = panel.len() / stored * T::K_PACK;
+            transpose_rows(&steps, step, stored / T::K_PACK, panel, stored);
+        } else {
+            pack_panel(matrix, rows.clone(), stored, first, panel);
         }
-        let from = &from[first..];
-        pack_vnni(from, matrix.row_stride, rows.len(), columns, panel, padded * T::K_PACK);
-        if let Some(sums) = sums {
-            for row in 0..rows.len() {
-                elementwise::add(&from[row * matrix.row_stride..][..columns], sums);
-            }
+        let from = &matrix.values[rows.start * matrix.row_stride + first..];
+        for row in 0..rows.len() {
+            elementwise::add(&from[row * matrix.row_stride..][..sums.len()], sums);
         }
     });
+}
+
+/// Packs one panel, of the columns from `first` on.
+fn pack_panel<T: Element>(
+    matrix: Matrix<'_, T>,
+    rows: Range<usize>,
+    stored: usize,
+    first: usize,
+    panel: &mut [T],
+) {
+    let padded = panel.len() / stored;
+    let columns = padded.min(matrix.columns - first);
+    if columns < padded || rows.len().next_multiple_of(T::K_PACK) < stored {
+        panel.fill(T::default());
+    }
+    let from = &matrix.values[rows.start * matrix.row_stride + first..];
+    pack_vnni(from, matrix.row_stride, rows.len(), columns, panel, padded * T::K_PACK);
 }

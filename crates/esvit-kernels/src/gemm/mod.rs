@@ -3,8 +3,10 @@
 //! All GEMMs are calls of [`Gemm::gemm`]: `M` rows of the LHS times one packed panel of at most
 //! [`NR`] columns of the RHS. K is split into cache blocks of [`KC`] steps; within a block, tiles
 //! of MR rows by the panel's columns are accumulated in registers (`tile.rs`). bf16 operands are
-//! packed in pairs along K (VNNI layout), [`Element::K_PACK`] values a step.
+//! packed in pairs along K (VNNI layout), [`Element::K_PACK`] values a step. A matrix unit (AMX) loads
+//! tiles of that layout as they lie (`amx/`).
 
+mod amx;
 mod gemm_tn;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -93,8 +95,14 @@ pub(crate) type Kernel<T> = unsafe fn(Lhs<'_, T>, RhsPanel<'_, T>, Dims, &mut Ou
 
 /// GEMM by element type, dispatched by instruction set. Seals [`Element`].
 pub trait Gemm: Sized {
-    /// The GEMM for an instruction set.
-    fn kernel(isa: Isa) -> Kernel<Self>;
+    /// The GEMM for the instruction set in use.
+    fn kernel() -> Kernel<Self>;
+
+    /// Whether the GEMM in use multiplies tiles, which it loads from rows of the LHS: a transposed
+    /// LHS is better turned beforehand than for every panel.
+    fn loads_rows() -> bool {
+        false
+    }
 
     /// `out = lhs * panel + bias`, or `out += lhs * panel + bias` with `add`.
     fn gemm(
@@ -107,15 +115,15 @@ pub trait Gemm: Sized {
         Self: Element,
     {
         check(&lhs, &panel, dims, out);
-        let kernel = Self::kernel(isa::current());
+        let kernel = Self::kernel();
         // SAFETY: the machine has what is in use, and `check` has checked the bounds.
         profile::gemm(|| unsafe { kernel(lhs, panel, dims, out, add) });
     }
 }
 
 impl Gemm for f32 {
-    fn kernel(isa: Isa) -> Kernel<f32> {
-        match isa {
+    fn kernel() -> Kernel<f32> {
+        match isa::vectors() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 => x86::gemm_f32_avx512,
             #[cfg(target_arch = "x86_64")]
@@ -129,8 +137,11 @@ impl Gemm for f32 {
 }
 
 impl Gemm for Bf16 {
-    fn kernel(isa: Isa) -> Kernel<Bf16> {
-        match isa {
+    fn kernel() -> Kernel<Bf16> {
+        match isa::current() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::gemm::<amx::Instructions>,
+            Isa::AmxEmulated => amx::gemm::<amx::Emulation>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => x86::gemm_bf16_avx512,
             #[cfg(target_arch = "x86_64")]
@@ -142,6 +153,10 @@ impl Gemm for Bf16 {
             #[cfg(not(target_arch = "aarch64"))]
             _ => portable::gemm::<Bf16>,
         }
+    }
+
+    fn loads_rows() -> bool {
+        isa::current().has_tiles()
     }
 }
 
@@ -155,6 +170,8 @@ pub(crate) fn gemm<T: Element>(
     out: &mut [f32],
     add: bool,
 ) {
+    let turned = pack::turned(&lhs, dims);
+    let lhs = turned.as_ref().map_or(lhs, |(rows, row)| Lhs::from_rows(rows, *row));
     for first in (0..columns).step_by(NR) {
         let width = NR.min(columns - first);
         let (values, k_stride) = (&rhs[first * T::K_PACK..], columns * T::K_PACK);
@@ -188,7 +205,6 @@ fn check<T: Element>(lhs: &Lhs<'_, T>, panel: &RhsPanel<'_, T>, dims: Dims, out:
 }
 
 /// GEMM with K = 0: the bias alone.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn bias_only<T>(panel: &RhsPanel<'_, T>, m: usize, out: &mut Output<'_>, add: bool) {
     for row in 0..m {
         for (column, out) in

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::amx::TILE_K;
 use super::{Dims, LANES, Lhs, NR, Output, RhsPanel};
 use crate::buffer::Buffer;
 use crate::element::{Element, padded_row_len};
@@ -212,8 +213,24 @@ dispatch! {
     }
 }
 
+/// The rows of an LHS [`Lhs::from_transposed`], and how many values apart they are, where the GEMM in
+/// use wants rows.
+pub(super) fn turned<T: Element>(lhs: &Lhs<'_, T>, dims: Dims) -> Option<(Buffer<T>, usize)> {
+    let Dims { m, k_steps } = dims;
+    let columns = lhs.k_stride / T::K_PACK;
+    let is_transposed = lhs.row_stride == T::K_PACK && m <= columns;
+    let is_whole = lhs.values.len() >= k_steps * lhs.k_stride;
+    if !T::loads_rows() || lhs.k_stride == T::K_PACK || !is_transposed || !is_whole {
+        return None;
+    }
+    let row = (k_steps * T::K_PACK).next_multiple_of(TILE_K);
+    let mut rows = Buffer::scratch(columns * row);
+    transpose_rows(lhs.values, lhs.k_stride, k_steps, &mut rows, row);
+    Some((rows, row))
+}
+
 /// Transposes `count` rows (`row` values apart) into VNNI layout: values `K_PACK s ..` of row `i`
-/// go to `to[s * step + i * K_PACK ..]`.
+/// go to `to[s * step + i * K_PACK ..]`. Of a VNNI layout it makes rows again.
 pub(crate) fn transpose_rows<T: Element>(
     from: &[T],
     row: usize,
@@ -226,11 +243,11 @@ pub(crate) fn transpose_rows<T: Element>(
     assert!(count == 0 || (count - 1) * row + steps * T::K_PACK <= from.len(), "rows");
     assert!(steps == 0 || (steps - 1) * step + count * T::K_PACK <= to.len(), "steps");
     // Blocks of `side` x `side` groups of 4 bytes are transposed in registers.
-    let side = match isa::current() {
+    let side = match isa::vectors() {
         _ if cfg!(not(target_arch = "x86_64")) || size_of::<T>() * T::K_PACK != 4 => usize::MAX,
         isa::Isa::Baseline => usize::MAX,
         isa::Isa::Avx2 => 8,
-        isa::Isa::Avx512 | isa::Isa::Avx512Bf16 => 16,
+        _ => 16,
     };
     let (whole_rows, whole_steps) = (count / side * side, steps / side * side);
     #[cfg(target_arch = "x86_64")]

@@ -1,9 +1,13 @@
 use super::*;
+use crate::buffer::Buffer;
 use crate::element::padded_row_len;
 use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use crate::testing::{rounded, stored};
 use proptest::prelude::*;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod bounds;
 
 fn values(n: usize, stream: u64) -> Vec<f32> {
     let mut rng = Rng::new(stream, [0; 3]);
@@ -190,5 +194,101 @@ fn every_panel_has_its_scales() {
     under_each(|_| {
         let product = |packed| gemm(Lhs::from_rows(&row, k), packed, 1);
         assert_eq!(product(&with_scale), product(&before));
+    });
+}
+
+/// To the bit: what else is computed does not change a row or a column.
+#[test]
+fn a_row_alone() {
+    under_each(|isa| {
+        let (m, k, n) = (230, 1100, 80);
+        let x = stored::<Bf16>(&values(m * k, 1), k);
+        let w = values(n * k, 2);
+        let all = gemm(Lhs::from_rows(&x, k), &PackedRhs::from_transposed(&w, k, None), m);
+        for row in [0, 15, 16, 31, 100, 191, 192, 229] {
+            for first in [0, 16, 64] {
+                let packed = PackedRhs::from_transposed(&w[first * k..][..16 * k], k, None);
+                let found = gemm(Lhs::from_rows(&x[row * k..], k), &packed, 1);
+                assert_eq!(found, all[row * n + first..][..16], "{isa:?} {row} {first}");
+            }
+        }
+    });
+}
+
+/// A product with a transposed LHS is the same to the bit as one with its rows, and as one with
+/// every panel for itself.
+#[test]
+fn transposed_or_in_rows() {
+    under_each(|isa| {
+        let (m, k, n) = (70, 98, 144);
+        let x = stored::<Bf16>(&values(m * k, 1), k);
+        let (mut transposed, mut rhs) = (vec![Bf16(0); m * k], vec![Bf16(0); n * k]);
+        transpose_rows(&x, k, m, &mut transposed, m * Bf16::K_PACK);
+        transpose_rows(&stored(&values(n * k, 2), k), k, n, &mut rhs, n * Bf16::K_PACK);
+        let dims = Dims { m, k_steps: k / Bf16::K_PACK };
+        let [mut expected, mut found] = [(); 2].map(|()| vec![f32::NAN; m * n]);
+        super::gemm(Lhs::from_rows(&x, k), &rhs, n, dims, &mut expected, false);
+        let lhs = Lhs::from_transposed(&transposed, m);
+        super::gemm(lhs, &rhs, n, dims, &mut found, false);
+        assert_eq!(found, expected, "{isa:?}");
+        let panel =
+            RhsPanel { values: &rhs[..], k_stride: n * Bf16::K_PACK, width: 64, bias: None };
+        let mut out = Output { values: &mut found, row_stride: n };
+        Bf16::gemm(lhs, panel, dims, &mut out, false);
+        assert_eq!(found, expected, "{isa:?}");
+    });
+}
+
+/// The same bits by any number of threads.
+#[test]
+fn threads_do_not_matter() {
+    under_each(|isa| {
+        let (rows, m, n) = (1600, 200, 150);
+        let (a, b) = (values(rows * m, 1), values(rows * n, 2));
+        let (a, b) = (stored::<Bf16>(&a, m), stored::<Bf16>(&b, n));
+        let by = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (mut out, mut sums) = (vec![0.0; m * n], vec![0.0; m]);
+            let (a, b) = (Matrix::new(&a, m), Matrix::new(&b, n));
+            pool.install(|| gemm_tn(a, b, &mut out, &mut sums, false));
+            (out, sums)
+        };
+        assert!(by(1) == by(3), "{isa:?}");
+    });
+}
+
+/// Values that are no numbers, in places that a later GEMM pads, do not come back.
+#[test]
+fn nothing_left_behind() {
+    under_each(|isa| {
+        let panel = |values: &[Bf16], k_steps: usize| {
+            let (lhs, mut out) = (vec![values[0]; 5 * 2 * k_steps], vec![0.0; 5 * 32]);
+            let panel = RhsPanel { values, k_stride: 64, width: 32, bias: None };
+            let dims = Dims { m: 5, k_steps };
+            let mut output = Output { values: &mut out, row_stride: 32 };
+            Bf16::gemm(Lhs::from_rows(&lhs, 2 * k_steps), panel, dims, &mut output, false);
+            out
+        };
+        let spoiled = panel(&vec![Bf16::from_f32(f32::NAN); 31 * 64], 31);
+        assert!(spoiled.iter().all(|value| value.is_nan()), "{isa:?}");
+        assert_eq!(panel(&vec![Bf16::from_f32(1.0); 17 * 64], 17), [34.0; 5 * 32], "{isa:?}");
+    });
+}
+
+/// Rows that pad packed operands are zeros, whatever the memory held before.
+#[test]
+fn packed_rows_are_padded_with_zeros() {
+    under_each(|isa| {
+        let (rows, m, n) = (65, 768, 16);
+        let dirty = (0..8).map(|_| {
+            let mut buffer = Buffer::<Bf16>::scratch(96 * 96);
+            buffer.fill(Bf16::from_f32(f32::NAN));
+            buffer
+        });
+        drop(dirty.collect::<Vec<_>>());
+        let (a, b) = (vec![Bf16::from_f32(1.0); rows * m], vec![Bf16::from_f32(1.0); rows * n]);
+        let (mut out, mut sums) = (vec![0.0; m * n], vec![0.0; m]);
+        gemm_tn(Matrix::new(&a, m), Matrix::new(&b, n), &mut out, &mut sums, false);
+        assert!(out.iter().chain(&sums).all(|&value| value == 65.0), "{isa:?}");
     });
 }

@@ -18,10 +18,9 @@ use crate::gemm::LANES;
 use crate::reduce::sum_in_order;
 use crate::simd::{dispatch, update};
 use head::Head;
-use softmax::MASK_VALUE;
 
 pub(crate) use head::{QUERIES, vnni_packed};
-pub(crate) use softmax::{softmax, softmax_backward};
+pub(crate) use softmax::{MASK_VALUE, softmax, softmax_backward};
 
 /// Tasks of a call, whatever the number of threads: gradients of bias table and padding are summed
 /// within a task and then over tasks in order.

@@ -6,7 +6,7 @@ use crate::gemm::LANES;
 use crate::simd::{dispatch, exp, max, sum, sum_pairs};
 
 /// Logit of masked entries: its exponential is 0 to within rounding.
-pub(super) const MASK_VALUE: f32 = -1e30;
+pub(crate) const MASK_VALUE: f32 = -1e30;
 
 /// Three-pass softmax of the rows of `logits [queries, lanes]`, in place and stored in the element
 /// type: `P = softmax(scale S + B + mask)`.

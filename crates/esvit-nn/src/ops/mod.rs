@@ -11,6 +11,7 @@ mod convolution;
 mod cpu;
 mod cross_attention;
 mod depthwise;
+mod gathered_attention;
 mod images;
 mod linear;
 mod mlp;
@@ -38,6 +39,9 @@ pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
+pub use gathered_attention::{
+    AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,
+};
 pub use images::normalize_images;
 pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};

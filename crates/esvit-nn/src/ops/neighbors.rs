@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::WindowMap;
+use super::{AttentionGroups, GroupTable, ImageRows, WindowMap};
 
 /// Added to the attention logit of a key that a query cannot see. Finite, so that a query which sees
 /// nothing has weights, too: those of padding are dropped later.
-const HIDDEN: f32 = -1e30;
+pub(super) const HIDDEN: f32 = -1e30;
 
 /// Windows whose tokens the tokens of a window see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,12 +141,44 @@ impl NeighborMap {
         if !self.hidden.contains(&true) {
             return None;
         }
-        let added = |&hidden: &bool| if hidden { HIDDEN } else { 0.0 };
-        let row = |row: &[bool]| {
-            let keys: Vec<f32> = row.iter().map(added).collect();
-            [vec![0.0; prefix], keys].concat()
+        let added = |hidden| if hidden { HIDDEN } else { 0.0 };
+        Some(self.hidden_after(prefix).into_iter().map(added).collect())
+    }
+
+    /// Whether each key is hidden, `[windows, rows, prefix + keys]`: all see the first `prefix` keys.
+    fn hidden_after(&self, prefix: usize) -> Vec<bool> {
+        let rows = self.hidden.chunks_exact(self.keys());
+        rows.flat_map(|row| [&vec![false; prefix][..], row].concat()).collect()
+    }
+
+    /// What attends to what in images with `prefix` tokens before the map: tokens of a window to those
+    /// before the map, then to its keys; and in a second table those before the map to all.
+    pub fn groups(&self, prefix: usize) -> AttentionGroups {
+        let after_prefix = |tokens: &[i32]| -> Vec<i32> {
+            tokens.iter().map(|token| token + prefix as i32).collect()
         };
-        Some(self.hidden.chunks_exact(self.keys()).flat_map(row).collect())
+        let of_windows = after_prefix(&self.slot_token);
+        let first: Vec<i32> = (0..prefix as i32).collect();
+        let keys = self.key_token.chunks_exact(self.keys());
+        let hidden = self.hidden.contains(&true).then(|| self.hidden_after(prefix));
+        let mut tables = vec![GroupTable {
+            queries: self.window_tokens(),
+            keys: prefix + self.keys(),
+            query_row: of_windows.clone(),
+            context_row: of_windows,
+            key_row: keys.flat_map(|keys| [first.clone(), after_prefix(keys)].concat()).collect(),
+            hidden: hidden.unwrap_or_default(),
+        }];
+        let tokens = prefix + self.tokens();
+        tables.extend((prefix > 0).then(|| GroupTable {
+            queries: prefix,
+            keys: tokens,
+            query_row: first.clone(),
+            context_row: first,
+            key_row: (0..tokens as i32).collect(),
+            hidden: Vec::new(),
+        }));
+        AttentionGroups::new(ImageRows { queries: tokens, keys: tokens, context: tokens }, tables)
     }
 }
 
@@ -224,6 +256,8 @@ type Sizes = ([usize; 2], usize, Neighbors, Border);
 #[derive(Debug, Default)]
 pub struct NeighborMaps {
     made: Mutex<HashMap<Sizes, Arc<NeighborMap>>>,
+    /// By the number of tokens before the map, too.
+    groups: Mutex<HashMap<(Sizes, usize), Arc<AttentionGroups>>>,
 }
 
 impl NeighborMaps {
@@ -240,6 +274,22 @@ impl NeighborMaps {
             .entry((map, window, neighbors, border))
             .or_insert_with(|| Arc::new(NeighborMap::new(map, window, neighbors, border)));
         tables.clone()
+    }
+
+    /// [`NeighborMap::groups`] of this map, made on first use.
+    pub fn groups(
+        &self,
+        map: [usize; 2],
+        window: usize,
+        neighbors: Neighbors,
+        border: Border,
+        prefix: usize,
+    ) -> Arc<AttentionGroups> {
+        let mut made = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let groups = made
+            .entry(((map, window, neighbors, border), prefix))
+            .or_insert_with(|| Arc::new(self.get(map, window, neighbors, border).groups(prefix)));
+        groups.clone()
     }
 }
 
@@ -345,5 +395,27 @@ mod tests {
         let get = |neighbors| maps.get([3, 4], 2, neighbors, Border::Closed);
         assert!(Arc::ptr_eq(&get(Neighbors::All), &get(Neighbors::All)));
         assert_ne!(get(Neighbors::One(2)), get(Neighbors::One(3)));
+        let groups = |prefix| maps.groups([3, 4], 2, Neighbors::All, Border::Closed, prefix);
+        assert!(Arc::ptr_eq(&groups(1), &groups(1)));
+        assert_ne!(groups(1), groups(2));
+    }
+
+    /// Two tokens, then a row of three in windows of two, of which the second has one.
+    #[test]
+    fn tokens_before_the_map_see_all() {
+        let windows = NeighborMap::new([1, 3], 2, Neighbors::Own, Border::Closed);
+        let groups = windows.groups(2);
+        let rows = ImageRows { queries: 5, keys: 5, context: 5 };
+        assert_eq!((groups.rows(), groups.tables().len()), (rows, 2));
+        let [of_windows, of_prefix] = groups.tables() else { panic!("two tables") };
+        assert_eq!((of_windows.queries, of_windows.keys), (4, 6));
+        assert_eq!(of_windows.query_row, [2, 3, 5, 5, 4, 5, 5, 5]);
+        assert_eq!(of_windows.key_row, [0, 1, 2, 3, 5, 5, 0, 1, 4, 5, 5, 5]);
+        let hidden = of_windows.hidden.iter().map(|&hidden| u8::from(hidden)).collect::<Vec<_>>();
+        assert_eq!(hidden, [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1]);
+        assert_eq!((of_prefix.queries, of_prefix.keys), (2, 5));
+        // Hidden keys and padding are no pairs.
+        assert_eq!((groups.pairs(), groups.table_pairs()), (2 * 4 + 3 + 2 * 5, 2 * 4 * 6 + 10));
+        assert_eq!(windows.groups(0).tables().len(), 1);
     }
 }

@@ -37,6 +37,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
+use esvit_kernels::isa::{self, Amx};
 
 use args::{BackboneArgs, NetworkArgs, TaskArgs, image_set};
 use data::Data;
@@ -115,6 +116,18 @@ enum Command {
     Man(man::Man),
 }
 
+/// Says why kernels run without the processor's matrix unit, where time matters.
+fn note_refused_amx(command: &Command, output: &Output) {
+    let is_long = matches!(command, Command::Pretrain(_) | Command::Resume(_) | Command::Bench(_));
+    if is_long && let Amx::Refused { error } = isa::amx() {
+        output.note(format_args!(
+            "this system does not let the program use the processor's matrix unit, AMX \
+             (`arch_prctl` fails with error {error}): kernels take `{}`",
+            isa::detected().name(),
+        ));
+    }
+}
+
 /// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(flags::without_launcher(arguments)) {
@@ -132,6 +145,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().expect("the pool is made once");
     }
+    note_refused_amx(&cli.command, &output);
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::windows::{PaddedWindows, Windows};
 use super::{AttentionMap, CvtConfig, TokenMaps};
 use crate::backbone::drop_path::scaled;
-use crate::backbone::maps::{joined, with_zero_token};
+use crate::backbone::maps::joined;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, LayerNorm, Linear, WEIGHT_STD};
-use crate::ops::{self, Activation, Segment, WindowMap, WindowMaps};
+use crate::ops::{self, Activation, Projections, Segment};
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
@@ -35,14 +36,6 @@ pub(super) struct Block {
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
-}
-
-/// The windows of a map.
-struct Windows {
-    /// Of the map itself.
-    of_map: Arc<WindowMap>,
-    /// Of the map after padding.
-    of_padded: Arc<WindowMap>,
 }
 
 impl Block {
@@ -86,7 +79,7 @@ impl Block {
         &self,
         params: &Params,
         maps: TokenMaps,
-        windows: &WindowMaps,
+        windows: &PaddedWindows,
         ctx: &ForwardCtx,
     ) -> TokenMaps {
         let images = maps.segments.iter().map(|segment| segment.images).sum();
@@ -112,34 +105,38 @@ impl Block {
         &self,
         params: &Params,
         maps: &TokenMaps,
-        windows: &WindowMaps,
+        windows: &PaddedWindows,
         ctx: &ForwardCtx,
     ) -> Tensor {
         let windows = self.windows(&maps.segments, windows);
         let qkv = self.projections(params, maps, &windows, ctx);
-        let contexts = qkv.into_iter().zip(&windows).zip(&maps.segments);
-        let contexts = contexts.map(|((qkv, windows), segment)| {
-            let (weights, values) = self.attention_weights(qkv, windows);
-            let context = weights.matmul(values).swap_dims(1, 2);
-            let slots = windows.of_map.slot_token.len();
-            let context = context.reshape([segment.images, slots, self.width]);
-            // Padding is left out.
-            let context = context.index_select(1, windows.of_map.token_slot.clone());
-            context.reshape([segment.images * segment.tokens(), self.width])
-        });
-        self.proj.forward(params, joined(contexts.collect()), Activation::None, ctx)
+        let images = maps.segments.iter().map(|segment| segment.images);
+        let groups = windows.iter().map(|windows| windows.groups.clone());
+        let context = ops::gathered_attention(
+            Projections::Joint(qkv),
+            images.zip(groups).collect(),
+            Vec::new(),
+            self.heads,
+            self.scale(),
+            ctx.precision,
+        );
+        self.proj.forward(params, context, Activation::None, ctx)
     }
 
-    /// Queries, keys and values of every segment, in the order of its windows: `[images * windows *
-    /// window^2, 3 C]`. Maps are padded with zeros to whole windows before the convolution, and
-    /// padding takes part in attention.
+    /// What products of queries and keys are multiplied by: that of the width of all heads.
+    fn scale(&self) -> f64 {
+        (self.width as f64).powf(-0.5)
+    }
+
+    /// Queries, keys and values of all maps, padded with zeros to whole windows before the convolution:
+    /// `[tokens and padding, 3 C]`. Padding takes part in attention.
     fn projections(
         &self,
         params: &Params,
         maps: &TokenMaps,
-        windows: &[Windows],
+        windows: &[Arc<Windows>],
         ctx: &ForwardCtx,
-    ) -> Vec<Tensor> {
+    ) -> Tensor {
         let rows = self.norm1.forward(params, maps.rows.clone(), ctx);
         let normed = TokenMaps { rows, segments: maps.segments.clone() };
         let filters = params.vector(self.depthwise).reshape([self.width, FILTER * FILTER]);
@@ -154,60 +151,31 @@ impl Block {
         let (rows, segments): (Vec<_>, Vec<_>) = convolved.unzip();
         let padded = TokenMaps { rows: joined(rows), segments };
         let padded = self.batch_norm.forward_maps(params, padded, ctx);
-        let in_windows = padded.parts().into_iter().zip(windows).map(|(tokens, windows)| {
-            let [images, count, width] = tokens.dims();
-            let order = windows.of_padded.slot_token.clone();
-            let rows = tokens.index_select(1, order).reshape([images * count, width]);
-            self.qkv.forward(params, rows, Activation::None, ctx)
-        });
-        in_windows.collect()
+        self.qkv.forward(params, padded.rows, Activation::None, ctx)
     }
 
-    /// Attention weights `[images * windows, heads, window^2, window^2]`, and values `[images *
-    /// windows, heads, window^2, C / heads]`. Products are scaled by the width of all heads.
-    fn attention_weights(&self, qkv: Tensor, windows: &Windows) -> (Tensor, Tensor) {
-        let (side, heads) = (windows.of_map.window_tokens(), self.heads);
-        let (groups, depth) = (qkv.shape()[0] / side, self.width / heads);
-        let qkv = qkv.reshape([groups, side, 3, heads, depth]).permute(&[2, 0, 3, 1, 4]);
-        let [queries, keys, values] = [0, 1, 2]
-            .map(|part| qkv.clone().narrow(0, part, 1).reshape([groups, heads, side, depth]));
-        let scale = (self.width as f64).powf(-0.5);
-        ((queries * scale).matmul(keys.transpose()).softmax(3), values)
+    fn windows(&self, segments: &[Segment], windows: &PaddedWindows) -> Vec<Arc<Windows>> {
+        segments.iter().map(|segment| windows.get(segment.map, self.window)).collect()
     }
 
-    fn windows(&self, segments: &[Segment], windows: &WindowMaps) -> Vec<Windows> {
-        let of_segment = |segment: &Segment| {
-            let window = self.window.min(segment.map[0]).min(segment.map[1]);
-            let of_map = windows.get(segment.map, window, 0);
-            let padded = of_map.grid.map(|count| count * window);
-            Windows { of_padded: windows.get(padded, window, 0), of_map }
-        };
-        segments.iter().map(of_segment).collect()
-    }
-
-    /// The attention of a batch of images of one size.
+    /// The attention of a batch of images of one size, `[images * windows, heads, window^2, window^2]`.
     pub(super) fn attention(
         &self,
         params: &Params,
         maps: &TokenMaps,
-        windows: &WindowMaps,
+        windows: &PaddedWindows,
     ) -> AttentionMap {
         let windows = self.windows(&maps.segments, windows);
-        let qkv = self.projections(params, maps, &windows, &ForwardCtx::eval()).swap_remove(0);
-        let (weights, _) = self.attention_weights(qkv, &windows[0]);
-        AttentionMap::in_windows(weights, windows[0].of_map.clone())
-    }
-}
-
-impl Windows {
-    /// Tokens `[images, height * width, C]` with zeros at the bottom and at the right.
-    fn pad(&self, tokens: Tensor) -> Tensor {
-        let Self { of_map, of_padded } = self;
-        if !of_map.is_padded() {
-            return tokens;
-        }
-        let token = |&slot: &i32| of_map.slot_token[slot as usize];
-        let places: Vec<i32> = of_padded.token_slot.iter().map(token).collect();
-        with_zero_token(tokens).index_select(1, places)
+        let qkv = self.projections(params, maps, &windows, &ForwardCtx::eval());
+        let Windows { of_map, of_padded, .. } = &*windows[0];
+        let (side, heads, images) = (of_map.window_tokens(), self.heads, maps.segments[0].images);
+        let qkv = qkv.reshape([images, of_padded.tokens(), 3 * self.width]);
+        let qkv = qkv.index_select(1, of_padded.slot_token.clone());
+        let (groups, depth) = (images * of_map.windows(), self.width / heads);
+        let qkv = qkv.reshape([groups, side, 3, heads, depth]).permute(&[2, 0, 3, 1, 4]);
+        let [queries, keys] =
+            [0, 1].map(|part| qkv.clone().narrow(0, part, 1).reshape([groups, heads, side, depth]));
+        let weights = (queries * self.scale()).matmul(keys.transpose()).softmax(3);
+        AttentionMap::in_windows(weights, of_map.clone())
     }
 }

@@ -10,19 +10,20 @@
 mod block;
 mod config;
 mod embed;
+mod windows;
 
 use std::ops::{ControlFlow, Range};
 
 use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
-use crate::ops::WindowMaps;
 use crate::params::{Params, Part, Scope};
 use crate::tensor::Tensor;
 use block::Block;
 #[cfg(test)]
 pub(super) use config::tests;
 use embed::Embedding;
+use windows::PaddedWindows;
 
 pub use config::{CvtConfig, NORM_EPS};
 
@@ -35,7 +36,7 @@ pub struct Cvt {
     config: CvtConfig,
     stages: Vec<(Embedding, Vec<Block>)>,
     norm: LayerNorm,
-    windows: WindowMaps,
+    windows: PaddedWindows,
 }
 
 impl Cvt {
@@ -61,7 +62,7 @@ impl Cvt {
         let width = config.embed_dims[config.stages() - 1];
         let mut scope = scope.at("norm").part(Part::FinalNorm);
         let norm = LayerNorm::new(&mut scope, width, config.norm_eps);
-        Self { config: config.clone(), stages, norm, windows: WindowMaps::default() }
+        Self { config: config.clone(), stages, norm, windows: PaddedWindows::default() }
     }
 
     /// Calls `visit` with every block and the maps before it: it returns those after, or None to

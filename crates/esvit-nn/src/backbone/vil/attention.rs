@@ -1,9 +1,8 @@
-//! What both forms of attention share: heads, images of one size, and the biases of global tokens.
+//! What both forms of attention share: heads, and the biases of global tokens.
 
 use super::full::FullAttention;
 use super::sparse::SparseAttention;
 use super::{AttentionMap, TokenMaps};
-use crate::backbone::maps::{joined, parts};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::WEIGHT_STD;
 use crate::ops::Segment;
@@ -95,19 +94,10 @@ impl RelativeBias {
     }
 }
 
-/// Calls `each` with the rows of every segment, as `[images, tokens, width]` of each tensor of `rows
-/// [tokens of all images, width]`, and joins the rows that it gives.
-pub(super) fn by_segment<const N: usize>(
-    rows: [Tensor; N],
-    segments: &[Segment],
-    mut each: impl FnMut(&Segment, [Tensor; N]) -> Tensor,
-) -> Tensor {
-    let mut parts = rows.map(|rows| parts(&rows, segments).into_iter());
-    let results = segments.iter().map(|segment| {
-        let own = parts.each_mut().map(|parts| parts.next().expect("a part for each segment"));
-        each(segment, own)
-    });
-    joined(results.collect())
+/// A bias `[1, heads, queries, keys]` without its first axis.
+pub(super) fn matrices(bias: Tensor) -> Tensor {
+    let [_, heads, queries, keys] = bias.dims();
+    bias.reshape([heads, queries, keys])
 }
 
 /// Heads apart: `[n, heads, tokens, depth]` of `[n, tokens, heads * depth]`.
@@ -116,15 +106,7 @@ pub(super) fn by_head(x: Tensor, heads: usize) -> Tensor {
     x.reshape([n, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
 }
 
-/// Means of `values [n, heads, keys, depth]` by `weights [n, heads, queries, keys]`, heads together
-/// again: `[n, queries, heads * depth]`.
-pub(super) fn context(weights: Tensor, values: Tensor) -> Tensor {
-    let [n, heads, queries, _] = weights.dims();
-    let depth = values.shape()[3];
-    weights.matmul(values).permute(&[0, 2, 1, 3]).reshape([n, queries, heads * depth])
-}
-
-/// What queries are multiplied by before products with keys.
+/// What products of queries and keys are multiplied by.
 pub(super) fn scale(width: usize, heads: usize) -> f64 {
     ((width / heads) as f64).powf(-0.5)
 }

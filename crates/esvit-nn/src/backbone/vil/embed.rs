@@ -1,8 +1,8 @@
 //! The patch embedding that a stage begins with, its global tokens and absolute positions.
 
-use super::attention::by_segment;
 use super::resize::along_axis;
 use super::{CHANNELS, Input, TokenMaps, VilConfig};
+use crate::backbone::maps::{joined, parts};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{Conv, LayerNorm, WEIGHT_STD};
 use crate::ops::Segment;
@@ -72,9 +72,9 @@ impl Embed {
         if globals == 0 && self.positions.is_none() {
             return TokenMaps { rows, segments };
         }
-        let rows = by_segment([rows], &segments, |segment, [own]| {
-            let Segment { images, map, .. } = *segment;
-            let (mut own, mut tokens) = (own, self.class_tokens.map(|id| params.tensor(id)));
+        let parts = parts(&rows, &segments).into_iter().zip(&segments);
+        let rows = parts.map(|(mut own, &Segment { images, map, .. })| {
+            let mut tokens = self.class_tokens.map(|id| params.tensor(id));
             if let Some(positions) = &self.positions {
                 own = own + positions.of_map(params, map, globals);
                 tokens = tokens.zip(positions.globals).map(|(token, id)| token + params.tensor(id));
@@ -85,6 +85,7 @@ impl Embed {
             };
             all.reshape([images * (globals + map[0] * map[1]), width])
         });
+        let rows = joined(rows.collect());
         let segments = segments.into_iter().map(|segment| Segment { prefix: globals, ..segment });
         TokenMaps { rows, segments: segments.collect() }
     }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::attention::{RelativeBias, by_head, by_segment, context, scale, softmax};
+use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
 use super::resize::{BiasMaps, PairBiases};
 use super::{AttentionMap, TokenMaps, VilConfig};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
-use crate::ops::{Activation, Segment};
+use crate::ops::{self, Activation, AttentionGroups, Projections, Segment};
 use crate::params::{Params, Scope};
 use crate::tensor::Tensor;
 
@@ -47,12 +47,21 @@ impl FullAttention {
         ctx: &ForwardCtx,
     ) -> Tensor {
         let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
-        let context = by_segment([qkv], segments, |segment, [qkv]| {
-            let values = self.part(&qkv, 2);
-            let width = qkv.shape()[2] / 3;
-            let context = context(self.softmax(params, qkv, segment), values);
-            context.reshape([segment.images * segment.tokens(), width])
+        let width = qkv.shape()[1] / 3;
+        let groups = segments
+            .iter()
+            .map(|segment| (segment.images, Arc::new(AttentionGroups::whole(segment.tokens()))));
+        let biases = self.bias.iter().flat_map(|bias| {
+            segments.iter().map(move |segment| matrices(self.biases(params, bias, segment)))
         });
+        let context = ops::gathered_attention(
+            Projections::Joint(qkv),
+            groups.collect(),
+            biases.collect(),
+            self.heads,
+            scale(width, self.heads),
+            ctx.precision,
+        );
         self.proj.forward(params, context, Activation::None, ctx)
     }
 
@@ -65,7 +74,7 @@ impl FullAttention {
         AttentionMap::whole(self.softmax(params, qkv, &segment), segment)
     }
 
-    /// Queries, keys or values `[n, heads, tokens, depth]` of `qkv [n, tokens, 3 C]`.
+    /// Queries or keys `[n, heads, tokens, depth]` of `qkv [n, tokens, 3 C]`.
     fn part(&self, qkv: &Tensor, part: usize) -> Tensor {
         let width = qkv.shape()[2] / 3;
         by_head(qkv.clone().narrow(2, part * width, width), self.heads)

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::attention::{RelativeBias, by_head, by_segment, context, scale, softmax};
+use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
 use super::{AttentionMap, TokenMaps, VilConfig};
 use crate::backbone::maps::with_zero_token;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
-use crate::ops::{Activation, Border, NeighborMap, NeighborMaps, Neighbors, Segment};
+use crate::ops::{
+    self, Activation, Border, NeighborMap, NeighborMaps, Neighbors, Projections, Segment,
+};
 use crate::params::{Params, Scope};
 use crate::tensor::Tensor;
 
@@ -28,14 +30,6 @@ pub(super) struct SparseAttention {
     kv: Linear,
     proj: Linear,
     windows: Arc<NeighborMaps>,
-}
-
-/// Projected tokens of images of one size, `[images, tokens, C]`, global ones first.
-struct Projected {
-    /// Scaled.
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
 }
 
 impl SparseAttention {
@@ -74,18 +68,21 @@ impl SparseAttention {
         ctx: &ForwardCtx,
     ) -> Tensor {
         let neighbors = self.neighbors(ctx);
-        let projected = self.project(params, normed, ctx);
-        let context = by_segment(projected, segments, |segment, [queries, kv]| {
-            let width = queries.shape()[2];
-            let projected = self.projected(queries, kv);
-            let windows = self.windows.get(segment.map, self.window, neighbors, self.border);
-            let mut context = self.of_locals(params, &projected, &windows);
-            if self.globals > 0 {
-                let global = self.of_globals(params, &projected, windows.tokens());
-                context = Tensor::cat(vec![global, context], 1);
-            }
-            context.reshape([segment.images * segment.tokens(), width])
+        let [q, kv] = self.project(params, normed, ctx);
+        let (width, border, globals) = (q.shape()[1], self.border, self.globals);
+        let groups = segments.iter().map(|segment| {
+            let map = segment.map;
+            let groups = self.windows.groups(map, self.window, neighbors, border, globals);
+            (segment.images, groups)
         });
+        let context = ops::gathered_attention(
+            Projections::Separate { q, kv },
+            groups.collect(),
+            self.biases(params, segments, neighbors),
+            self.heads,
+            scale(width, self.heads),
+            ctx.precision,
+        );
         self.proj.forward(params, context, Activation::None, ctx)
     }
 
@@ -96,10 +93,10 @@ impl SparseAttention {
             let width = rows.shape()[1];
             rows.reshape([segment.images, segment.tokens(), width])
         };
-        let [queries, kv] = self.project(params, normed.rows, &ctx).map(by_image);
+        let projected = self.project(params, normed.rows, &ctx).map(by_image);
         let neighbors = self.neighbors(&ctx);
         let windows = self.windows.get(segment.map, self.window, neighbors, self.border);
-        let weights = self.local_weights(params, &self.projected(queries, kv), &windows);
+        let weights = self.local_weights(params, projected, &windows);
         AttentionMap::among_neighbors(weights, windows, self.globals)
     }
 
@@ -118,29 +115,22 @@ impl SparseAttention {
         [queries, self.kv.forward(params, normed, Activation::None, ctx)]
     }
 
-    fn projected(&self, queries: Tensor, kv: Tensor) -> Projected {
-        let width = queries.shape()[2];
-        Projected {
-            queries: queries * scale(width, self.heads),
-            keys: kv.clone().narrow(2, 0, width),
-            values: kv.narrow(2, width, width),
-        }
-    }
-
-    /// Attention weights of the windows, `[images * windows, heads, window^2, globals + keys]`.
+    /// Attention weights of the windows, `[images * windows, heads, window^2, globals + keys]`, given
+    /// [`SparseAttention::project`] by image.
     fn local_weights(
         &self,
         params: &Params,
-        projected: &Projected,
+        [queries, kv]: [Tensor; 2],
         windows: &NeighborMap,
     ) -> Tensor {
+        let [images, _, width] = queries.dims();
+        let queries = queries * scale(width, self.heads);
         let slots = self.after_globals(&windows.slot_token);
-        let queries = self.in_windows(&projected.queries, slots, windows);
-        let keys = self.in_windows(&projected.keys, self.key_places(windows), windows);
+        let queries = self.in_windows(queries, slots, windows);
+        let keys = self.in_windows(kv.narrow(2, 0, width), self.key_places(windows), windows);
         let bias = self.bias.as_ref().map(|bias| self.local_bias(params, bias, windows));
         let Some(mask) = windows.mask(self.globals) else { return softmax(queries, keys, bias) };
 
-        let images = projected.queries.shape()[0];
         let logits = queries.matmul(keys.transpose());
         let logits = match bias {
             Some(bias) => logits + bias,
@@ -153,23 +143,19 @@ impl SparseAttention {
         logits.reshape([groups, heads, side, keys]).softmax(3)
     }
 
-    /// What tokens of the map get, `[images, tokens of the map, C]`.
-    fn of_locals(&self, params: &Params, projected: &Projected, windows: &NeighborMap) -> Tensor {
-        let weights = self.local_weights(params, projected, windows);
-        let values = self.in_windows(&projected.values, self.key_places(windows), windows);
-        let [images, _, width] = projected.values.dims();
-        let context = context(weights, values);
-        let context = context.reshape([images, windows.slot_token.len(), width]);
-        context.index_select(1, windows.token_slot.clone())
-    }
-
-    /// What global tokens get from all, `[images, globals, C]`; the map has `tokens` more.
-    fn of_globals(&self, params: &Params, projected: &Projected, tokens: usize) -> Tensor {
-        let queries = projected.queries.clone().narrow(1, 0, self.globals);
-        let [queries, keys, values] = [queries, projected.keys.clone(), projected.values.clone()]
-            .map(|x| by_head(x, self.heads));
-        let bias = self.bias.as_ref().and_then(|bias| bias.of_globals(params, tokens));
-        context(softmax(queries, keys, bias), values)
+    /// The biases of every segment: of windows, which are alike on all maps, and of global tokens.
+    fn biases(&self, params: &Params, segments: &[Segment], neighbors: Neighbors) -> Vec<Tensor> {
+        let Some(bias) = &self.bias else { return Vec::new() };
+        let (mut of_windows, mut found) = (None, Vec::new());
+        for Segment { map, .. } in segments {
+            let own = of_windows.get_or_insert_with(|| {
+                let windows = self.windows.get(*map, self.window, neighbors, self.border);
+                self.local_bias(params, bias, &windows)
+            });
+            found.push(own.clone());
+            found.extend(bias.of_globals(params, map[0] * map[1]));
+        }
+        found.into_iter().map(matrices).collect()
     }
 
     /// The bias of every query and key of a window, `[1, heads, window^2, globals + keys]`.
@@ -182,8 +168,8 @@ impl SparseAttention {
 
     /// Tokens of the windows' slots, heads apart: `[images * windows, heads, slots, depth]` of `x
     /// [images, tokens, C]`. `places` has those of all windows; one past the last token is zero.
-    fn in_windows(&self, x: &Tensor, places: Vec<i32>, windows: &NeighborMap) -> Tensor {
-        let ([images, tokens, width], x) = (x.dims(), x.clone());
+    fn in_windows(&self, x: Tensor, places: Vec<i32>, windows: &NeighborMap) -> Tensor {
+        let [images, tokens, width] = x.dims();
         let (count, slots) = (windows.windows(), places.len() / windows.windows());
         let x = if places.contains(&(tokens as i32)) { with_zero_token(x) } else { x };
         by_head(x.index_select(1, places).reshape([images * count, slots, width]), self.heads)
