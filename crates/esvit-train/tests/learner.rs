@@ -8,6 +8,9 @@ mod checkpoint;
 #[path = "learner/collective.rs"]
 mod collective;
 
+#[path = "learner/layers.rs"]
+mod layers;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 
@@ -94,6 +97,8 @@ const SETTINGS: LearnerSettings = LearnerSettings {
     precision: Precision::F32,
     crop_chunks: CropChunks::All,
     activation_checkpointing: false,
+    layer_decay: 1.0,
+    freeze_backbone: Span::NONE,
 };
 
 fn learner_with_drop_path(

@@ -22,7 +22,6 @@ pub fn learner(
         settings.mixing().unwrap_or(MixupConfig { enabled: false, ..MixupConfig::default() });
     let config = SupervisedConfig {
         label_smoothing: settings.label_smoothing,
-        layer_decay: settings.layer_decay,
         mixup,
     };
     let device = backbone.params.device();
@@ -44,6 +43,7 @@ pub fn learner(
         clip_grad: Some(settings.clip_grad).filter(|&limit| limit > 0.0),
         clip_scope: ClipScope::Global,
         precision: settings.precision,
+        layer_decay: settings.layer_decay,
         ..LearnerSettings::default()
     };
     let kind = OptimizerKind::AdamW;

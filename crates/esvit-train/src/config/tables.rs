@@ -161,6 +161,12 @@ settings! {
         pub clip_grad: Option<f64> = Some(3.0),
         /// Clips each `tensor` by its own norm, as in the official code, or by the `global` norm.
         pub clip_scope: ClipScope = ClipScope::Tensor,
+        /// Layer-wise decay of the learning rate: each block has this times the rate of the block after
+        /// it, heads and last norm have the whole. 1 for none.
+        pub layer_decay: f64 = 1.0,
+        /// Length at the start during which the backbone is frozen and heads alone learn: `1 epoch`,
+        /// `500 steps` or `10%`. One that is longer than the run becomes a tenth of it.
+        pub freeze_backbone: Span = Span::NONE,
     }
 }
 
@@ -325,7 +331,8 @@ impl OptimConfig {
             let need = "it must be at least 1e-6, or `none` for no limit";
             check(limit.is_finite() && limit >= 1e-6, "optim.clip_grad", limit, need)?;
         }
-        Ok(())
+        let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
+        check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)
     }
 }
 

@@ -151,6 +151,7 @@ fn settings_in_their_old_tables_are_read() {
     for [old, new] in [
         ["optim.momentum_teacher=0.9", "objective.momentum_teacher=0.9"],
         ["optim.freeze_last_layer=3", "objective.freeze_last_layer=3"],
+        ["objective.layer_decay=0.7", "optim.layer_decay=0.7"],
         ["head.out_dim=7", "objective.head.out_dim=7"],
         ["head.hidden_dim=7", "objective.head.hidden_dim=7"],
         ["head.bottleneck_dim=7", "objective.head.bottleneck_dim=7"],
@@ -329,6 +330,11 @@ fn every_setting_has_its_bounds() {
         ("optim.clip_grad=1e-7", "optim.clip_grad=1e-6"),
         ("optim.clip_grad=-1.0", "optim.clip_grad=none"),
         ("optim.clip_grad=inf", "optim.clip_grad=1e6"),
+        ("optim.layer_decay=0.0", "optim.layer_decay=1e-3"),
+        ("optim.layer_decay=1.1", "optim.layer_decay=1.0"),
+        ("optim.layer_decay=nan", "optim.layer_decay=0.75"),
+        ("optim.freeze_backbone=-1.0", "optim.freeze_backbone=0.0"),
+        ("optim.freeze_backbone=101%", "optim.freeze_backbone=100%"),
         ("train.device=gpu", "train.device=cpu"),
         ("train.device=cpu:1", "train.device=cpu:0"),
         ("views.global_count=1", "views.global_count=2"),
@@ -341,8 +347,6 @@ fn every_setting_has_its_bounds() {
     for (refused, allowed) in [
         ("objective.label_smoothing=1.0", "objective.label_smoothing=0.99"),
         ("objective.label_smoothing=-0.1", "objective.label_smoothing=0.0"),
-        ("objective.layer_decay=0.0", "objective.layer_decay=1e-3"),
-        ("objective.layer_decay=1.1", "objective.layer_decay=1.0"),
         ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha=0.01"),
         ("views.global_count=0", "views.global_count=1"),
     ] {
@@ -472,6 +476,8 @@ fn defaults_are_the_published_settings() {
         weight_decay_end: 0.4,
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
+        layer_decay: 1.0,
+        freeze_backbone: Span::NONE,
     };
     assert_eq!(config.optim, optim);
     let train = TrainConfig {
@@ -586,7 +592,6 @@ fn the_supervised_recipe_is_the_published_one() {
     let config = recipe("supervised");
     let objective = SupervisedConfig {
         label_smoothing: 0.1,
-        layer_decay: 1.0,
         mixup: MixupConfig {
             enabled: true,
             mixup_alpha: 0.8,
@@ -609,6 +614,8 @@ fn the_supervised_recipe_is_the_published_one() {
         weight_decay_end: 0.05,
         clip_grad: Some(5.0),
         clip_scope: ClipScope::Global,
+        layer_decay: 1.0,
+        freeze_backbone: Span::NONE,
     };
     assert_eq!(config.optim, optim);
     assert_eq!(config.views.sizes(), [224]);
