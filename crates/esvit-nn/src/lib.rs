@@ -20,6 +20,7 @@ pub mod network;
 pub mod onnx;
 pub mod ops;
 pub mod params;
+pub mod resize;
 pub mod tape;
 pub mod tensor;
 pub mod weights;
