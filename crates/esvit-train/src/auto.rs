@@ -1,8 +1,8 @@
-//! The recipe `auto`: settings that suit the images, this machine and the time there is.
+//! The recipes `auto` and `adapt`: settings that suit the images, this machine and the time there is.
 //!
-//! The largest network is chosen that sees enough images in the time; all else follows from the
-//! network, the number of images and the number of steps. Where the numbers come from is in
-//! docs/recipes.md.
+//! The largest network is chosen that sees enough images in the time, or the one to go on from is given;
+//! all else follows from the network, the number of images and the number of steps. Where the numbers come
+//! from is in docs/recipes.md.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,6 +13,7 @@ use esvit_nn::{Collective, ForwardCtx, Solo};
 use toml::{Table, Value};
 
 use crate::Config;
+use crate::config::ConfigError;
 use crate::config_text::{Layer, Origin, merge, parse_override};
 use crate::memory;
 use crate::objective::ObjectiveConfig;
@@ -24,6 +25,27 @@ pub const NAME: &str = "auto";
 
 /// What it is for.
 pub const SUMMARY: &str = "Settings that suit the images, this machine and the time (`--time`): the default for a folder.";
+
+/// A recipe whose settings are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chooser {
+    name: &'static str,
+    /// Peak of the learning rate for a step of 16 images; it grows with the square root of that number.
+    rate: f64,
+    goes_on: bool,
+}
+
+/// From nothing.
+const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false };
+
+/// From a network that is good already, and is to be led and not to be led away: a fifth of the rate. The
+/// settings that do not depend on the images are in the recipe's file.
+const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true };
+
+/// The recipe of this name, if its settings are chosen.
+pub fn named(name: &str) -> Option<&'static Chooser> {
+    [&AUTO, &ADAPT].into_iter().find(|chooser| chooser.name == name)
+}
 
 /// The time of a run that does not say how long it may take.
 const TIME: Duration = Duration::from_secs(3600);
@@ -110,6 +132,7 @@ pub struct Choice {
 
 /// The choice in the making.
 struct Choosing<'a> {
+    name: &'static str,
     given: &'a [Layer],
     table: Table,
     reasons: Vec<String>,
@@ -136,7 +159,7 @@ impl Choosing<'_> {
     }
 
     fn layer(&self) -> Layer {
-        Layer { origin: Origin::Recipe(NAME.into()), table: self.table.clone() }
+        Layer { origin: Origin::Recipe(self.name.into()), table: self.table.clone() }
     }
 
     /// The settings so far, under those that are given.
@@ -146,117 +169,136 @@ impl Choosing<'_> {
     }
 }
 
-/// Chooses settings for the images of `source`. `given` are the settings that go over them: what
-/// they say is not chosen, and is taken into account. The smallest network is timed on some images.
-///
-/// # Errors
-/// When the settings that are given are not valid, or the images cannot be loaded.
-pub fn choose(
-    source: &Arc<dyn Source>,
-    survey: &Survey,
-    given: &[Layer],
-    stop: &Arc<AtomicBool>,
-) -> Result<Choice, RunError> {
-    let mut choosing = Choosing { given, table: Table::new(), reasons: Vec::new() };
-    let images = source.len();
-    choosing.set(&[format!("train.time={}", Time(TIME))]);
-    let time = choosing.config()?.train.time.map_or(TIME, |time| time.0);
-    choosing.set(&[
-        "optim.warmup=10%",
-        "optim.weight_decay_end=0.1",
-        "objective.freeze_last_layer=0",
-        "objective.head.norm_last_layer=true",
-        "checkpoint.every=10%",
-        "knn.every=10%",
-        "knn.k=10",
-        "views.local_counts=[4]",
-        "views.local_scale=[0.15, 0.5]",
-        "views.jitter.p=1.0",
-        "views.jitter.saturation=0.4",
-        "views.solarize.p=0.0",
-    ]);
-    if survey.is_gray {
-        choosing.set(&[
-            "views.grayscale=0.0",
-            "views.jitter.saturation=0.0",
-            "views.jitter.hue=0.0",
-        ]);
-        choosing.say("views.grayscale", "colors", "not changed".into(), "the images are gray");
+impl Chooser {
+    /// Whether a run goes on from a network that there is: its shape is to be among the settings that are
+    /// given.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
-    let prototypes = at_least(&PROTOTYPES, images);
-    choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
-    let pace = network(&mut choosing, source, survey, time, stop)?;
 
-    weights(&mut choosing)?;
-    let batch = choosing.config()?.train.batch_size;
-    let rate = 7.5e-4 * (batch as f64 / 16.0).sqrt();
-    choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
-    let reason = match images / 8 {
-        0 => "there are few images",
-        eighth if eighth == batch => "an eighth of the images",
-        _ => "a small batch makes more steps",
-    };
-    choosing.say(
-        "train.batch_size",
-        "batch",
-        format!("{} a step", counted(batch, "image")),
-        reason,
-    );
-    let config = choosing.config()?;
-    if survey.side > config.data.max_side {
-        choosing.say(
-            "data.max_side",
-            "images",
-            format!("shrunk to {} pixels as they are read", config.data.max_side),
-            &format!("they have about {}, and views {}", survey.side, config.views.global_size),
-        );
-    }
-    let steps = match given_steps(&config, images) {
-        Some(steps) => steps,
-        None => {
-            let step = pace * macs(&config) * batch as f64;
-            (FOR_STEPS * time.as_secs_f64() / step) as u64
+    /// Chooses settings for the images of `source`. `given` are the settings that go over them: what
+    /// they say is not chosen, and is taken into account. The smallest network is timed on some images, or the
+    /// one that is given.
+    ///
+    /// # Errors
+    /// When the settings that are given are not valid, or the images cannot be loaded.
+    pub fn choose(
+        &self,
+        source: &Arc<dyn Source>,
+        survey: &Survey,
+        given: &[Layer],
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Choice, RunError> {
+        let (name, table) = (self.name, Table::new());
+        let mut choosing = Choosing { name, given, table, reasons: Vec::new() };
+        let images = source.len();
+        choosing.set(&[format!("train.time={}", Time(TIME))]);
+        let config = choosing.config()?;
+        if let ObjectiveConfig::Distill(_) = config.objective {
+            return Err(ConfigError::Conflict(format!(
+                "recipe `{name}` chooses settings of a network that teaches itself, and not those of distillation\n\
+                 hint: take `--recipe distill`"
+            ))
+            .into());
         }
-    };
-    let momentum = at_least(&MOMENTUM, steps);
-    choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
-    if let Some(time) = config.train.time {
-        let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
-        choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
-    }
-    choosing.say(
-        "objective.head.out_dim",
-        "prototypes",
-        prototypes.to_string(),
-        &format!("for {}", counted(images, "image")),
-    );
-    choosing.say(
-        "objective.momentum_teacher",
-        "teacher",
-        format!("momentum {momentum}"),
-        &format!("for about {}", counted(steps as usize, "step")),
-    );
-    if steps < SHORT {
-        choosing.reasons.push(format!(
-            "a short run ({}): in its first thousand a network learns little",
-            counted(steps as usize, "step")
-        ));
-    }
-    if images < FEW {
-        choosing.reasons.push(format!(
-            "few images ({images}): a published network will serve most purposes better than one \
-             that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
-             `--init-from FILE` to go on from it)"
-        ));
-    }
-    if survey.has_no_up {
-        choosing.reasons.push(
-            "the images look the same after a quarter turn: if they have no up and down, \
-             `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"
-                .into(),
+        let time = config.train.time.map_or(TIME, |time| time.0);
+        choosing.set(&[
+            "optim.warmup=10%",
+            "optim.weight_decay_end=0.1",
+            "objective.freeze_last_layer=0",
+            "objective.head.norm_last_layer=true",
+            "checkpoint.every=10%",
+            "knn.every=10%",
+            "knn.k=10",
+            "views.local_counts=[4]",
+            "views.local_scale=[0.15, 0.5]",
+            "views.jitter.p=1.0",
+            "views.jitter.saturation=0.4",
+            "views.solarize.p=0.0",
+        ]);
+        if survey.is_gray {
+            choosing.set(&[
+                "views.grayscale=0.0",
+                "views.jitter.saturation=0.0",
+                "views.jitter.hue=0.0",
+            ]);
+            choosing.say("views.grayscale", "colors", "not changed".into(), "the images are gray");
+        }
+        let prototypes = at_least(&PROTOTYPES, images);
+        choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
+        let pace = network(&mut choosing, source, survey, time, stop)?;
+
+        weights(&mut choosing)?;
+        let batch = choosing.config()?.train.batch_size;
+        let rate = self.rate * (batch as f64 / 16.0).sqrt();
+        choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
+        let reason = match images / 8 {
+            0 => "there are few images",
+            eighth if eighth == batch => "an eighth of the images",
+            _ => "a small batch makes more steps",
+        };
+        choosing.say(
+            "train.batch_size",
+            "batch",
+            format!("{} a step", counted(batch, "image")),
+            reason,
         );
+        let config = choosing.config()?;
+        if survey.side > config.data.max_side {
+            choosing.say(
+                "data.max_side",
+                "images",
+                format!("shrunk to {} pixels as they are read", config.data.max_side),
+                &format!("they have about {}, and views {}", survey.side, config.views.global_size),
+            );
+        }
+        let steps = match given_steps(&config, images) {
+            Some(steps) => steps,
+            None => {
+                let step = pace * macs(&config) * batch as f64;
+                (FOR_STEPS * time.as_secs_f64() / step) as u64
+            }
+        };
+        let momentum = at_least(&MOMENTUM, steps);
+        choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
+        if let Some(time) = config.train.time {
+            let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
+            choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
+        }
+        choosing.say(
+            "objective.head.out_dim",
+            "prototypes",
+            prototypes.to_string(),
+            &format!("for {}", counted(images, "image")),
+        );
+        choosing.say(
+            "objective.momentum_teacher",
+            "teacher",
+            format!("momentum {momentum}"),
+            &format!("for about {}", counted(steps as usize, "step")),
+        );
+        if steps < SHORT && !self.goes_on {
+            choosing.reasons.push(format!(
+                "a short run ({}): in its first thousand a network learns little",
+                counted(steps as usize, "step")
+            ));
+        }
+        if images < FEW && !self.goes_on {
+            choosing.reasons.push(format!(
+                "few images ({images}): a published network will serve most purposes better than one \
+                 that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
+                 `--init-from FILE` to go on from it)"
+            ));
+        }
+        if survey.has_no_up {
+            choosing.reasons.push(
+                "the images look the same after a quarter turn: if they have no up and down, \
+                 `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"
+                    .into(),
+            );
+        }
+        Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
     }
-    Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
 }
 
 /// Chooses how much both tasks count: on small maps a region has few others to be told from, and at
@@ -451,7 +493,8 @@ mod tests {
     fn chosen(source: &Arc<dyn Source>, given: &[&str]) -> (Config, Vec<String>) {
         let given: Vec<Layer> = given.iter().map(|text| parse_override(text).unwrap()).collect();
         let survey = Survey::of(&**source, &Conversion::default());
-        let Choice { layer, reasons } = choose(source, &survey, &given, &Arc::default()).unwrap();
+        let Choice { layer, reasons } =
+            named(NAME).unwrap().choose(source, &survey, &given, &Arc::default()).unwrap();
         let layers = [layer].into_iter().chain(given);
         (Config::resolve(layers.collect()).unwrap(), reasons)
     }

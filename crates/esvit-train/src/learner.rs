@@ -357,13 +357,16 @@ impl Learner {
                 Some((&frozen.0.network, &frozen.0.params, &frozen.1))
             }
         };
-        let count = self.objective.teacher_views().min(batch.views.len());
-        let teacher = teacher.map(|(network, params, ctx)| Pass {
+        let seen = match teacher {
+            Some(_) => self.objective.teacher_input(batch),
+            None => Vec::new(),
+        };
+        let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
             params,
-            features: network.features(params, &batch.views[..count], ctx),
+            features: network.features(params, &seen, ctx),
             ctx,
-            views: Views::all(count),
-            batch: images,
+            views: Views::all(seen.len()),
+            batch: seen[0].shape()[0],
         });
         self.objective.targets(batch, teacher, at, &*self.collective);
         let views = self.objective.student_views(batch, [at.step, index as u64]);

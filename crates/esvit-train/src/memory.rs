@@ -44,7 +44,10 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
     };
     let seen = objective.teacher_views().min(sizes.len());
+    let settings = config.objective.settings();
     let teacher_logits: f64 = sizes[..seen].iter().map(|&side| heads(side).teacher_logits).sum();
+    let teacher: f64 =
+        sizes[..seen].iter().map(|&side| settings.teacher_bytes(side, precision)).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
     let mut costs = BTreeMap::new();
@@ -72,7 +75,8 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         + (config.data.cache_mb << 20) as f64;
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
-    BASE + MARGIN * (state + activations) + loader + input
+    let teacher = micro_batch as f64 * teacher + settings.held_bytes();
+    BASE + MARGIN * (state + activations + teacher) + loader + input
 }
 
 /// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
@@ -105,7 +109,9 @@ pub fn checkpoint_bytes(config: &Config) -> f64 {
     let (network, objective) = config.network(&Device::Cpu, 0);
     let values: usize = network.specs().iter().map(|spec| spec.len()).sum();
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
-    4.0 * values as f64 * (if follows { 2.0 } else { 1.0 } + config.optim.name.moments() as f64)
+    let state: usize = objective.state().iter().map(|state| state.value.numel()).sum();
+    let networks = if follows { 2.0 } else { 1.0 } + config.optim.name.moments() as f64;
+    4.0 * (values as f64 * networks + state as f64)
 }
 
 /// Memory that is free for this process, in bytes: what the system has available, and what a control

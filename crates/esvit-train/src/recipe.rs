@@ -16,7 +16,11 @@ macro_rules! recipe {
         recipe!($name, $name, "")
     };
     ($name:literal, $of:literal, $over:expr) => {
-        Recipe { name: $name, text: include_str!(concat!("../recipes/", $of, ".toml")), over: $over }
+        Recipe {
+            name: $name,
+            text: include_str!(concat!("../recipes/", $of, ".toml")),
+            over: $over,
+        }
     };
 }
 
@@ -56,6 +60,8 @@ pub const RECIPES: &[Recipe] = &[
          objective.teacher_temp_warmup = '3 epochs'"
     ),
     recipe!("supervised"),
+    recipe!("distill"),
+    recipe!("adapt"),
 ];
 
 /// Recipes of earlier versions.

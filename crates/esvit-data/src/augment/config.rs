@@ -366,7 +366,8 @@ mod tests {
     /// What is said to be the same in every epoch is, and each thing that is drawn makes it differ.
     #[test]
     fn views_without_anything_random() {
-        let one = r#""policy": "basic", "global_count": 1, "local_counts": [0], "global_scale": [1, 1]"#;
+        let one =
+            r#""policy": "basic", "global_count": 1, "local_counts": [0], "global_scale": [1, 1]"#;
         let still = read(&format!("{{{one}, \"flip\": 0}}"));
         assert!(still.is_deterministic());
         let image = crate::augment::test_images::noise(50, 41, 1);

@@ -20,10 +20,7 @@ pub fn learner(
 ) -> (Learner, ClassifierHead) {
     let mixup =
         settings.mixing().unwrap_or(MixupConfig { enabled: false, ..MixupConfig::default() });
-    let config = SupervisedConfig {
-        label_smoothing: settings.label_smoothing,
-        mixup,
-    };
+    let config = SupervisedConfig { label_smoothing: settings.label_smoothing, mixup };
     let device = backbone.params.device();
     let shape = &backbone.config;
     let (network, objective) = Network::new(shape, settings.drop_path, |scope, width| {

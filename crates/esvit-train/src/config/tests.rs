@@ -212,7 +212,8 @@ fn layers_decide_about_the_objective() {
         assert!(error.contains("unknown key `objective."), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
-    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`";
+    let expected =
+        "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`, `distill`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),

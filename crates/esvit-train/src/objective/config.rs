@@ -11,6 +11,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
+use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
 use super::supervised::SupervisedConfig;
 use super::{Chunking, Collapse, Objective};
@@ -43,6 +44,14 @@ pub trait ObjectiveSettings: Debug {
     /// Names the first invalid one.
     fn validate(&self) -> Result<(), SettingError>;
 
+    /// Checks that all is there that training needs besides valid settings. Keys are relative to the table.
+    ///
+    /// # Errors
+    /// Names the first setting that lacks something.
+    fn check_ready(&self) -> Result<(), SettingError> {
+        Ok(())
+    }
+
     /// Registers the heads and makes the objective.
     fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective>;
 
@@ -60,6 +69,21 @@ pub trait ObjectiveSettings: Debug {
     /// Bytes that heads and loss take for a view of one image whose last map has `tokens` tokens,
     /// of the student and of the teacher.
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory;
+
+    /// Bytes that it holds over the whole run, besides student and EMA teacher.
+    fn held_bytes(&self) -> f64 {
+        0.0
+    }
+
+    /// Bytes that a teacher of another network takes for a student's view of one image, of `side` pixels.
+    fn teacher_bytes(&self, _side: usize, _precision: Precision) -> f64 {
+        0.0
+    }
+
+    /// What the log says at the start of a run on so many images.
+    fn remarks(&self, _images: usize) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Whether the signals of a batch, by name, look collapsed. One batch is weak evidence: see
     /// [`super::CollapseDetector`].
@@ -134,6 +158,18 @@ objectives! {
     Esvit(EsvitConfig) = "esvit",
     /// Classification with labels.
     Supervised(SupervisedConfig) = "supervised",
+    /// Distillation from a frozen teacher.
+    Distill(DistillConfig) = "distill",
+}
+
+impl ObjectiveConfig {
+    /// What a run records of a teacher that is another network, if it has one.
+    pub fn teacher_record(&self) -> Option<TeacherRecord> {
+        match self {
+            Self::Distill(config) => config.teacher().map(|teacher| teacher.record()),
+            _ => None,
+        }
+    }
 }
 
 impl Describe for ObjectiveConfig {

@@ -8,6 +8,7 @@
 //! finite, [`Objective::commit`].
 
 mod config;
+pub mod distill;
 pub mod esvit;
 mod health;
 pub mod supervised;
@@ -78,12 +79,14 @@ pub struct MicroBatch {
     pub views: Vec<Tensor>,
     /// Classes of the images; empty unless [`ObjectiveSettings::needs_labels`].
     pub labels: Vec<u32>,
+    /// Index of every image in its source; empty for images without one.
+    pub samples: Vec<u64>,
 }
 
 impl MicroBatch {
     /// Views without labels.
     pub fn unlabeled(views: Vec<Tensor>) -> Self {
-        Self { views, labels: Vec::new() }
+        Self { views, labels: Vec::new(), samples: Vec::new() }
     }
 
     /// Number of images, B.
@@ -231,6 +234,12 @@ pub trait Objective: Any + Debug + Send {
         GLOBAL_VIEWS
     }
 
+    /// What the teacher sees of a micro-batch, each `[B', 3, H, W]`: its first [`Objective::teacher_views`],
+    /// unless the objective says otherwise. Without a view there is no pass.
+    fn teacher_input(&mut self, batch: &MicroBatch) -> Vec<Tensor> {
+        batch.views[..self.teacher_views().min(batch.views.len())].to_vec()
+    }
+
     /// Parameters that do not learn in a step; their moments do not change either.
     fn frozen(&self, _at: &StepInfo) -> Vec<ParamId> {
         Vec::new()
@@ -245,7 +254,7 @@ pub trait Objective: Any + Debug + Send {
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {}
 
     /// Prepares the targets of a micro-batch, without a gradient. `teacher` has the teacher's pass
-    /// over the first [`Objective::teacher_views`], if there is a teacher.
+    /// over [`Objective::teacher_input`], if there is a teacher and something for it to see.
     fn targets(
         &mut self,
         batch: &MicroBatch,

@@ -82,8 +82,7 @@ fn a_frozen_backbone_stays_to_the_bit() {
             let mut still = 0;
             for (index, spec) in learner.network.specs().iter().enumerate() {
                 let stays = is_frozen && spec.part.is_backbone();
-                for (old, new) in
-                    [(&before.0, &learner.student), (&before.1, teacher_of(&learner))]
+                for (old, new) in [(&before.0, &learner.student), (&before.1, teacher_of(&learner))]
                 {
                     let same = bits(old, index) == bits(new, index);
                     assert_eq!(same, stays, "{kind:?}, step {step}: {}", spec.name);

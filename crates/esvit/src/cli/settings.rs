@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use esvit_data::{Folders, Survey, counted, printable};
+use esvit_data::{Folders, Survey, ViewsConfig, counted, printable};
 use esvit_eval::preview;
 use esvit_model::OpenOptions;
 use esvit_train::auto;
@@ -15,8 +15,10 @@ use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
 use esvit_train::run::RunFolder;
 use esvit_train::{Config, recipe};
+use serde_json::json;
 
 use super::Output;
+use super::args::run_or_file;
 use super::exit::Usage;
 use super::flags::{self, ScriptOptions};
 use super::shell::quoted;
@@ -55,6 +57,9 @@ pub(super) struct Given {
     /// Architecture.
     #[arg(long, value_name = "NAME", alias = "model", help_heading = WHAT)]
     arch: Option<String>,
+    /// Distills this teacher: learns the features of the backbone in a file of weights, or of a run.
+    #[arg(long, value_name = "PATH", value_parser = run_or_file(), help_heading = WHAT)]
+    teacher: Option<PathBuf>,
     /// Length of the run in epochs.
     #[arg(long, value_name = "N", help_heading = LENGTH)]
     epochs: Option<String>,
@@ -99,6 +104,8 @@ fn stored(checkpoint: &Path) -> Result<Layer> {
 pub(super) const BUILT_IN: &str = "materials";
 /// The objective of the recipes for any images.
 const OBJECTIVE: &str = "esvit";
+/// The objective that learns from a teacher, and its recipe.
+const DISTILL: &str = "distill";
 
 impl Settings {
     /// Whether a recipe is named.
@@ -117,7 +124,7 @@ impl Settings {
         };
         let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_path);
         let default = if has_data { auto::NAME } else { BUILT_IN };
-        let of_objective = self.given.objective.as_deref();
+        let of_objective = self.given.objective_name();
         let of_objective =
             of_objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
         Ok(self.recipe.as_deref().or(of_objective).unwrap_or(default).to_owned())
@@ -135,39 +142,59 @@ impl Settings {
         self.given.merge_with_layers(layers, output)
     }
 
-    /// The settings of a recipe; those of `auto` are chosen for the images.
+    /// The settings of a recipe; those of `auto` and `adapt` are chosen for the images.
     fn layers(&self, recipe: &str, output: &Output) -> Result<Vec<Layer>> {
-        if recipe != auto::NAME {
-            return Ok(recipe_layers(recipe)?);
-        }
+        let Some(choose) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
         let mut given = self.given.layers()?;
-        let of_weights = self.network_of_weights(&given, output)?;
-        given.splice(0..0, of_weights.clone());
+        let mut under = self.network_of_weights(&given, output)?;
+        if choose.goes_on() {
+            if self.weights.is_none() {
+                return Err(Usage(format!(
+                    "recipe `{recipe}` goes on from a network that there is\n\
+                     hint: name its file of weights, or its run: `esvit pretrain --recipe {recipe} \
+                     --init-from PATH --data FOLDER`"
+                ))
+                .into());
+            }
+            under.extend(recipe_layers(recipe)?);
+        }
+        given.splice(0..0, under.clone());
         let mut config = Config::resolve(given.clone())?;
         config.data.path = Folders::of(&self.given.data).or(config.data.path);
         let source = preview::source(&config)?;
         preview::choose_range(&mut config, &*source);
         let survey = Survey::of(&*source, &config.preprocess().conversion());
-        let choice = auto::choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
+        let choice = choose.choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
         output.note(format!(
-            "recipe `auto`, for {} of about {} pixels:",
+            "recipe `{recipe}`, for {} of about {} pixels:",
             counted(source.len(), "image"),
             survey.side
         ));
         choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
-        Ok([choice.layer].into_iter().chain(of_weights).collect())
+        Ok([choice.layer].into_iter().chain(under).collect())
     }
 
-    /// The network of the weights to begin with, unless another one is given.
-    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Option<Layer>> {
+    /// The network of the weights to begin with and how its images are normalized, unless another one is
+    /// given.
+    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Vec<Layer>> {
         let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
         let Some((path, key)) = self.weights.as_ref().filter(|_| !is_given) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let backbone = OpenOptions::default().key(key.as_deref()).open(path)?;
         let (family, shape) = (backbone.config.family(), backbone.config.describe());
         output.note(format!("the network is that of `{}`: {family} ({shape})", path.display()));
-        Ok(Some(Layer::of_network(&backbone.config, Origin::File(path.clone()))?))
+        let origin = Origin::File(path.clone());
+        let mut layers = vec![Layer::of_network(&backbone.config, origin.clone())?];
+        let ([mean, std], usual) =
+            ([backbone.preprocess.mean, backbone.preprocess.std], ViewsConfig::default());
+        if [mean, std] != [usual.mean, usual.std] {
+            output
+                .note(format!("its images are normalized by mean {mean:?} and deviation {std:?}"));
+            let text = format!("[views]\nmean = {mean:?}\nstd = {std:?}");
+            layers.push(parse_text(&text, origin)?);
+        }
+        Ok(layers)
     }
 
     /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
@@ -238,12 +265,20 @@ impl Given {
         Ok(config)
     }
 
+    /// The objective that the options name: one with a teacher is meant where that is given alone.
+    fn objective_name(&self) -> Option<&str> {
+        self.objective.as_deref().or(self.teacher.as_ref().map(|_| DISTILL))
+    }
+
     /// The options as settings, then the settings themselves.
     fn overrides(&self) -> Result<Vec<Layer>> {
         let workers = self.workers.map(|count| count.to_string());
+        let objective = self.objective_name().map(str::to_owned);
+        let teacher = self.teacher.as_deref().map(in_settings).transpose()?;
         let options = [
             ("model.arch", &self.arch),
-            ("objective.name", &self.objective),
+            ("objective.name", &objective),
+            ("objective.teacher", &teacher),
             ("train.epochs", &self.epochs),
             ("train.steps", &self.steps),
             ("train.time", &self.time),
@@ -258,6 +293,8 @@ impl Given {
             value.as_ref().map(|value| match *key {
                 // A number alone lacks its unit, and is to be refused for that.
                 "train.time" => parse_override(&format!("{key}='{value}'")),
+                // A name may look like a number.
+                "objective.teacher" => parse_override(&format!("{key}={}", json!(value))),
                 key => parse_override(&format!("{key}={value}")),
             })
         });
@@ -336,4 +373,16 @@ impl Given {
         }
         Ok((config, layers))
     }
+}
+
+/// A path as the text that settings hold.
+fn in_settings(path: &Path) -> Result<String> {
+    let refused = || {
+        Usage(format!(
+            "`{}` is not UTF-8, and the settings of a run cannot hold it\n\
+             hint: rename it, or name a link to it",
+            printable(path)
+        ))
+    };
+    Ok(path.to_str().ok_or_else(refused)?.to_owned())
 }
