@@ -7,6 +7,7 @@ use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
+use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
 use esvit_nn::{BackboneConfig, Device, Params};
 
 /// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
@@ -21,6 +22,24 @@ pub fn tiny_swin() -> SwinConfig {
         window_size: 4,
         mlp_ratio: 2.0,
         norm_eps: 1e-6,
+    }
+}
+
+/// Two blocks for images of 16 pixels: a map of 4 x 4 tokens after a class token and a register.
+pub fn tiny_vit() -> VitConfig {
+    VitConfig {
+        img_size: 16,
+        patch_size: 4,
+        embed_dim: 6,
+        depth: 2,
+        num_heads: 2,
+        mlp_ratio: 2.0,
+        norm_eps: 1e-6,
+        register_tokens: 1,
+        distillation_token: false,
+        layer_scale: false,
+        position_table: PositionTable::default(),
+        position_resize: PositionResize::default(),
     }
 }
 

@@ -8,6 +8,9 @@ mod checkpoint;
 #[path = "learner/collective.rs"]
 mod collective;
 
+#[path = "learner/distill.rs"]
+mod distill;
+
 #[path = "learner/layers.rs"]
 mod layers;
 

@@ -4,6 +4,8 @@
 
 #[path = "run/checks.rs"]
 mod checks;
+#[path = "run/distill.rs"]
+mod distill;
 #[path = "run/failures.rs"]
 mod failures;
 #[path = "run/going_on.rs"]

@@ -1,6 +1,7 @@
 //! The program itself, run in fresh folders.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod adapt;
 mod attend;
 mod auto;
 mod beginning;
@@ -10,6 +11,7 @@ mod commands;
 mod comparison;
 mod config;
 mod correspondence;
+mod distill;
 mod evaluation;
 mod failure;
 mod finetune;
