@@ -62,8 +62,8 @@ impl Distill {
             let mut projection =
                 |name: &str| Linear::new(&mut scope.head(name).at("mlp"), setup.width, width);
             let prototypes = |task: u64| {
-                let count = settings.prototypes;
-                Prototypes::new(count, width, setup.seed, task, &setup.device)
+                let shape = [settings.prototypes, width];
+                Prototypes::new(shape, setup.seed, task, &setup.device)
             };
             let tasks = match settings.loss {
                 DistillLoss::Prototypes if settings.region => 2,
@@ -89,7 +89,7 @@ impl Distill {
             DistillLoss::Cosine => Distance::Cosine,
             DistillLoss::Mse => Distance::Mse,
             DistillLoss::Prototypes => Distance::Prototypes {
-                anchors: taught.prototypes[task].rows.clone(),
+                anchors: taught.prototypes[task].rows().clone(),
                 temperatures: [student_temp, teacher_temp],
             },
         }
@@ -239,7 +239,7 @@ impl Objective for Distill {
         let prototypes = self.taught.iter().flat_map(|taught| &taught.prototypes);
         let state = [PROTOTYPES, PROTOTYPES_DENSE].into_iter().zip(prototypes);
         let state = state.map(|(name, prototypes)| {
-            let value = prototypes.rows.clone();
+            let value = prototypes.rows().clone();
             StateTensor { name, shape: value.shape().to_vec(), value }
         });
         state.collect()
@@ -248,7 +248,7 @@ impl Objective for Distill {
     fn set_state(&mut self, name: &str, value: Tensor) {
         let task = usize::from(name == PROTOTYPES_DENSE);
         if let Some(prototypes) = self.prototypes().nth(task) {
-            prototypes.rows = value;
+            prototypes.set_rows(value);
         }
     }
 }

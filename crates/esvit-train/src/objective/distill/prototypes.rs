@@ -4,6 +4,8 @@
 //! network is needed besides the teacher. At the start they are random directions, as MoCo's code, which both
 //! go back to, begins its queue.
 
+use std::sync::OnceLock;
+
 use esvit_kernels::rng::Rng;
 use esvit_nn::{Collective, Device, Tensor, ops};
 
@@ -15,19 +17,36 @@ const TOKEN: u64 = u64::from_be_bytes(*b"anchored");
 /// The latest features of a teacher as unit rows, newest first.
 #[derive(Debug, Clone)]
 pub(super) struct Prototypes {
-    /// `[K, C]`.
-    pub(super) rows: Tensor,
+    shape: [usize; 2],
+    seed: u64,
+    task: u64,
+    device: Device,
+    /// `[K, C]`; made when they are asked for, as an objective is built for its shapes alone, too.
+    rows: OnceLock<Tensor>,
     /// Features of the step at hand.
     seen: Vec<Tensor>,
 }
 
 impl Prototypes {
-    /// `count` random directions of `width` dimensions; `task` tells those of views from those of regions.
-    pub(super) fn new(count: usize, width: usize, seed: u64, task: u64, device: &Device) -> Self {
-        let mut rng = Rng::for_purpose(seed, START, [task, 0, 0]);
-        let values = (0..count * width).map(|_| rng.normal() as f32).collect();
-        let rows = ops::l2_normalize(Tensor::new::<f32>(values, [count, width], device));
-        Self { rows, seen: Vec::new() }
+    /// `shape[0]` random directions of `shape[1]` dimensions; `task` tells those of views from those of
+    /// regions.
+    pub(super) fn new(shape: [usize; 2], seed: u64, task: u64, device: &Device) -> Self {
+        let (device, rows, seen) = (*device, OnceLock::new(), Vec::new());
+        Self { shape, seed, task, device, rows, seen }
+    }
+
+    /// The prototypes, unit rows `[K, C]`.
+    pub(super) fn rows(&self) -> &Tensor {
+        self.rows.get_or_init(|| {
+            let mut rng = Rng::for_purpose(self.seed, START, [self.task, 0, 0]);
+            let values = (0..self.shape[0] * self.shape[1]).map(|_| rng.normal() as f32).collect();
+            ops::l2_normalize(Tensor::new::<f32>(values, self.shape, &self.device))
+        })
+    }
+
+    /// Sets the prototypes.
+    pub(super) fn set_rows(&mut self, rows: Tensor) {
+        self.rows = rows.into();
     }
 
     /// Notes features `[B, C]` of a micro-batch.
@@ -47,14 +66,14 @@ impl Prototypes {
             return;
         }
         let seen = collective.all_gather(Tensor::cat(seen, 0));
-        let [count, _] = self.rows.dims();
+        let [count, _] = self.shape;
         let new = seen.shape()[0].min(count);
         let latest = seen.narrow(0, 0, new);
-        self.rows = if new == count {
+        self.set_rows(if new == count {
             latest
         } else {
-            Tensor::cat(vec![latest, self.rows.clone().narrow(0, 0, count - new)], 0)
-        };
+            Tensor::cat(vec![latest, self.rows().clone().narrow(0, 0, count - new)], 0)
+        });
     }
 }
 
@@ -85,25 +104,25 @@ mod tests {
 
     #[test]
     fn the_oldest_make_room() {
-        let mut prototypes = Prototypes::new(5, 2, 1, 0, &Device::Cpu);
-        let start = prototypes.rows.to_vec::<f32>();
+        let mut prototypes = Prototypes::new([5, 2], 1, 0, &Device::Cpu);
+        let start = prototypes.rows().to_vec::<f32>();
         assert!(start.chunks(2).all(|row| (row[0].hypot(row[1]) - 1.0).abs() < 1e-6));
-        let other = Prototypes::new(5, 2, 1, 1, &Device::Cpu).rows.to_vec::<f32>();
+        let other = Prototypes::new([5, 2], 1, 1, &Device::Cpu).rows().to_vec::<f32>();
         assert_ne!(start, other);
         prototypes.observe(rows(&[[3.0, 0.0], [0.0, 2.0]]));
         prototypes.forget();
         prototypes.update(&Solo);
-        assert_eq!(prototypes.rows.to_vec::<f32>(), start);
+        assert_eq!(prototypes.rows().to_vec::<f32>(), start);
         prototypes.observe(rows(&[[3.0, 0.0], [0.0, 2.0]]));
         prototypes.observe(rows(&[[-1.0, 0.0]]));
         prototypes.update(&Solo);
-        let found = prototypes.rows.to_vec::<f32>();
+        let found = prototypes.rows().to_vec::<f32>();
         assert_eq!(found[..6], [1.0, 0.0, 0.0, 1.0, -1.0, 0.0]);
         assert_eq!(found[6..], start[..4]);
         // More than there is room for.
         prototypes.observe(rows(&[[0.0, -4.0]; 7]));
         prototypes.update(&Solo);
-        assert_eq!(prototypes.rows.to_vec::<f32>(), [0.0, -1.0].repeat(5));
+        assert_eq!(prototypes.rows().to_vec::<f32>(), [0.0, -1.0].repeat(5));
     }
 
     /// By the place of an image in its step, however that is cut.
