@@ -57,7 +57,7 @@ pub(super) struct Given {
     /// Architecture.
     #[arg(long, value_name = "NAME", alias = "model", help_heading = WHAT)]
     arch: Option<String>,
-    /// Distills this teacher: learns the features of the backbone in a file of weights, or of a run.
+    /// Teacher whose features are learned (distillation): a file of weights, or a run.
     #[arg(long, value_name = "PATH", value_parser = run_or_file(), help_heading = WHAT)]
     teacher: Option<PathBuf>,
     /// Length of the run in epochs.
@@ -79,10 +79,10 @@ pub(super) struct Given {
     #[arg(long, value_name = "N", help_heading = LENGTH)]
     seed: Option<String>,
     /// Device that trains.
-    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
+    #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     device: Option<String>,
     /// `f32`, `bf16` or `auto`.
-    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
+    #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     precision: Option<String>,
     /// Any setting, for instance `optim.warmup=5% views.flip=0`; `esvit config` prints all of them.
     #[arg(value_name = "KEY=VALUE")]
@@ -92,7 +92,6 @@ pub(super) struct Given {
 const DATA: &str = "Images";
 const WHAT: &str = "What is trained";
 const LENGTH: &str = "Training";
-const COMPUTE: &str = "Compute";
 
 /// The settings in a checkpoint.
 fn stored(checkpoint: &Path) -> Result<Layer> {
