@@ -124,7 +124,8 @@ impl<'a> Session<'a> {
             self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
         }
-        let is_unknown = if self.from_weights { self.best.is_none() } else { self.found[0].is_none() };
+        let is_unknown =
+            if self.from_weights { self.best.is_none() } else { self.found[0].is_none() };
         let is_measured = first_step == 0 && is_unknown && self.plan.knn_every.is_some();
         if is_measured && !self.from_weights {
             self.find_crops(first_step)?;
