@@ -580,6 +580,39 @@ mod tests {
         assert_eq!(reasons[1..], expected);
     }
 
+    /// At a fifth of the rate, and without a word about beginning.
+    #[test]
+    fn going_on_is_slower() {
+        let given = |objective: &str| -> Vec<Layer> {
+            let texts = ["model.arch=swin_micro", "train.steps=50", objective];
+            texts.map(|text| parse_override(text).unwrap()).into()
+        };
+        let source = set(40, 40, [10, 20, 30]);
+        let survey = Survey::of(&*source, &Conversion::default());
+        let of_esvit = given("objective.name=esvit");
+        let [auto, adapt] = ["auto", "adapt"].map(|name| {
+            named(name).unwrap().choose(&source, &survey, &of_esvit, &Arc::default()).unwrap()
+        });
+        let rate = |choice: &Choice| {
+            let layers = [choice.layer.clone()].into_iter().chain(of_esvit.iter().cloned());
+            Config::resolve(layers.collect()).unwrap().optim.lr
+        };
+        assert!((rate(&auto) / rate(&adapt) - 5.0).abs() < 1e-9);
+        let warns = |choice: &Choice| {
+            let is_warning = |line: &String| line.starts_with("few") || line.starts_with("a short");
+            choice.reasons.iter().filter(|line| is_warning(line)).count()
+        };
+        assert_eq!([warns(&auto), warns(&adapt)], [2, 0]);
+        assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
+        assert_eq!(adapt.layer.origin, Origin::Recipe("adapt".into()));
+        assert!(named("esvit").is_none());
+
+        let distill = given("objective.name=distill");
+        let error = named("auto").unwrap().choose(&source, &survey, &distill, &Arc::default());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("hint: take `--recipe distill`"), "{error}");
+    }
+
     #[test]
     fn bounds_are_the_first_of_their_row() {
         let prototypes = |images| at_least(&PROTOTYPES, images);

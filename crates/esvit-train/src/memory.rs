@@ -337,6 +337,34 @@ mod tests {
         assert_eq!(micro_batch(&config, 2, Some(1.0)), 256);
     }
 
+    /// A frozen teacher is there as values and packed, and its pass takes more the larger its views are.
+    #[test]
+    fn a_teacher_takes_memory() {
+        use crate::objective::distill::TeacherNetwork;
+        use esvit_nn::BackboneConfig;
+        let texts = [
+            "objective.name=distill",
+            "model.arch=swin_micro",
+            "views.global_size=32",
+            "views.local_counts=[0]",
+            "train.batch_size=8",
+        ];
+        let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+        let alone = Config::resolve(layers.into()).unwrap();
+        let taught = |size: usize| {
+            let shape = BackboneConfig::Vit(esvit_testing::tiny_vit());
+            let (_, specs) = shape.build(0.0);
+            let (params, path) = (esvit_testing::fill(&specs, 1), "teacher".into());
+            let teacher = TeacherNetwork::new(path, shape, params, size, [[0.5; 3], [0.2; 3]]);
+            let mut config = alone.clone();
+            config.attach_teacher(teacher.into()).unwrap();
+            (estimate(&config, 8), specs.parameters() as f64)
+        };
+        let (large, parameters) = taught(64);
+        assert!(large > estimate(&alone, 8) + 1.2 * 8.0 * parameters);
+        assert!(large > taught(32).0);
+    }
+
     /// Exponentials of logits are made some rows at a time: of a large batch they take no more
     /// than their buffer, which holds an image's at least.
     #[test]

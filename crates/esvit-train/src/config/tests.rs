@@ -3,6 +3,7 @@
 use super::*;
 use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
+use crate::objective::distill::DistillSettings;
 use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, OptimizerKind};
@@ -357,6 +358,55 @@ fn every_setting_has_its_bounds() {
         assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
         resolve(&[name, allowed]).expect(allowed);
     }
+}
+
+#[test]
+fn settings_of_distillation_have_their_bounds() {
+    let name = "objective.name=distill";
+    for (refused, allowed) in [
+        ("objective.student_temp=1e-4", "objective.student_temp=1e-3"),
+        ("objective.teacher_temp=1001.0", "objective.teacher_temp=1000.0"),
+        ("objective.prototypes=1", "objective.prototypes=2"),
+        ("objective.prototypes=4194305", "objective.prototypes=4194304"),
+        ("objective.teacher_size=0", "objective.teacher_size=1"),
+        ("objective.teacher_size=4097", "objective.teacher_size=auto"),
+        ("objective.weights={view=0.0,region=0.0}", "objective.weights={view=0.0,region=1.0}"),
+        ("objective.loss=l1", "objective.loss=mse"),
+        ("views.global_count=0", "views.global_count=1"),
+    ] {
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[name, refused]).expect_err(refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        let config = resolve(&[name, allowed]).expect(allowed);
+        assert_eq!(Config::parse(&config.to_toml(), Origin::Defaults).unwrap(), config);
+    }
+    let without = resolve(&[name]).unwrap();
+    let error = without.check_ready().unwrap_err().to_string();
+    assert!(error.starts_with("`objective.teacher` is none: "), "{error}");
+    assert!(resolve(&[]).unwrap().check_ready().is_ok());
+}
+
+/// What docs/recipes.md says of the two.
+#[test]
+fn recipes_that_go_on_from_a_network() {
+    let adapt = recipe("adapt");
+    let optim = OptimConfig {
+        layer_decay: 0.75,
+        freeze_backbone: Span::Percent(10.0),
+        warmup: Span::Percent(20.0),
+        weight_decay: 0.04,
+        weight_decay_end: 0.04,
+        ..OptimConfig::default()
+    };
+    assert_eq!(adapt, Config { optim, ..Config::default() });
+
+    let distill = recipe("distill");
+    let ObjectiveConfig::Distill(objective) = &distill.objective else { panic!("{distill:?}") };
+    assert_eq!(objective.settings, DistillSettings::default());
+    assert_eq!((distill.views.sizes(), distill.views.policy), (vec![224], Policy::MocoV2));
+    assert_eq!(distill.views.global_scale, [0.2, 1.0]);
+    assert_eq!((distill.train.batch_size, distill.train.epochs), (256, Some(100)));
+    assert_eq!(distill.optim.warmup, Span::Percent(5.0));
 }
 
 #[test]
