@@ -104,6 +104,10 @@ const SIZES: [(usize, (usize, [u32; 2])); 3] =
 /// Side of the last map, in tokens, from which on both tasks count alike, as published.
 const MAP: usize = 7;
 
+/// Largest global views of a network to go on from, in pixels: those of published runs. DINOv2's, made for
+/// 518 pixels, was trained on such views most of the time.
+const LARGEST: u32 = 224;
+
 /// Images are shrunk to so many times the side of a global view: crops of a tenth of their area still
 /// have the pixels of a local view.
 const SHRUNK: u32 = 4;
@@ -132,7 +136,7 @@ pub struct Choice {
 
 /// The choice in the making.
 struct Choosing<'a> {
-    name: &'static str,
+    recipe: &'a Chooser,
     given: &'a [Layer],
     table: Table,
     reasons: Vec<String>,
@@ -159,7 +163,7 @@ impl Choosing<'_> {
     }
 
     fn layer(&self) -> Layer {
-        Layer { origin: Origin::Recipe(self.name.into()), table: self.table.clone() }
+        Layer { origin: Origin::Recipe(self.recipe.name.into()), table: self.table.clone() }
     }
 
     /// The settings so far, under those that are given.
@@ -190,7 +194,7 @@ impl Chooser {
         stop: &Arc<AtomicBool>,
     ) -> Result<Choice, RunError> {
         let (name, table) = (self.name, Table::new());
-        let mut choosing = Choosing { name, given, table, reasons: Vec::new() };
+        let mut choosing = Choosing { recipe: self, given, table, reasons: Vec::new() };
         let images = source.len();
         choosing.set(&[format!("train.time={}", Time(TIME))]);
         let config = choosing.config()?;
@@ -332,6 +336,10 @@ fn network(
     if is_given {
         let backbone = choosing.config()?.model.backbone;
         let (side, least) = (backbone.img_size() as u32, backbone.least_side() as u32);
+        let side = match choosing.recipe.goes_on {
+            true => (side.min(LARGEST) / least * least).max(least),
+            false => side,
+        };
         // As 96 to 224, in whole patches of usual networks, and no less than the network takes.
         let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
@@ -606,6 +614,26 @@ mod tests {
         assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
         assert_eq!(adapt.layer.origin, Origin::Recipe("adapt".into()));
         assert!(named("esvit").is_none());
+
+        // Views are no larger than those of published runs, in whole patches.
+        let sides = ["auto", "adapt"].map(|name| {
+            let texts = [
+                "model.arch=custom",
+                "model.family=vit",
+                "model.img_size=266",
+                "model.patch_size=14",
+                "model.embed_dim=16",
+                "model.depth=1",
+                "model.num_heads=1",
+                "train.steps=1",
+            ];
+            let given = texts.map(|text| parse_override(text).unwrap());
+            let choose = named(name).unwrap();
+            let choice = choose.choose(&source, &survey, &given, &Arc::default()).unwrap();
+            let layers = [choice.layer].into_iter().chain(given);
+            Config::resolve(layers.collect()).unwrap().views.global_size
+        });
+        assert_eq!(sides, [266, 224]);
 
         let distill = given("objective.name=distill");
         let error = named("auto").unwrap().choose(&source, &survey, &distill, &Arc::default());
