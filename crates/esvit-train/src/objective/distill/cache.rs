@@ -68,12 +68,15 @@ impl FeatureCache {
         let bytes = (features.view.numel() + region) * size_of::<f32>();
         if self.bytes + bytes <= self.limit && !self.entries.contains_key(&image) {
             self.bytes += bytes;
-            self.entries.insert(image, features.clone());
+            // Joined to nothing, they are a copy: rows of a micro-batch would hold all of it.
+            let own = |rows: &Tensor| Tensor::cat(vec![rows.clone()], 0);
+            let (view, region) = (own(&features.view), features.region.as_ref().map(own));
+            self.entries.insert(image, ViewFeatures { view, region, map: features.map });
         }
     }
 }
 
-/// The features of every image, in values of their own.
+/// The features of every image.
 fn one_by_one(features: &ViewFeatures) -> Vec<ViewFeatures> {
     let [images, _] = features.view.dims();
     let tokens = features.map[0] * features.map[1];
