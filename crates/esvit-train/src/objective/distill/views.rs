@@ -75,7 +75,8 @@ mod tests {
         assert_eq!(found, all_views);
         let found: Vec<f32> = views.iter().flat_map(|v| region(v).to_vec::<f32>()).collect();
         assert_eq!(found, all_regions);
-        let sizes: Vec<_> = views.iter().map(|v| (v.view.dims(), region(v).dims())).collect();
+        let size = |v: &ViewFeatures| (v.view.dims::<2>(), region(v).dims::<2>());
+        let sizes: Vec<_> = views.iter().map(size).collect();
         assert_eq!(sizes, [([3, 2], [12, 2]), ([3, 2], [12, 2]), ([3, 2], [3, 2])]);
     }
 
