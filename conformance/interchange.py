@@ -31,6 +31,7 @@ import transformers
 from torch import Tensor, nn
 
 import interchange_families as families
+import vision_transformers
 from reference.network import HeadConfig, SelfSupervisedNetwork
 from reference.swin import LAYER_NORM_EPS, Swin, SwinConfig
 
@@ -191,6 +192,10 @@ def given() -> Iterator[Given]:
             functools.partial(foreign.features, model),
             family=foreign.family,
         )
+    for name, file, model, prefix, save, key in vision_transformers.given():
+        perturb(model, seed=9)
+        features = functools.partial(vision_transformers.features, model, prefix)
+        yield Given(name, file, save, features, key, "vit")
 
 
 def microsoft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -331,6 +336,26 @@ def check_other_families(esvit: str, folder: Path, failures: Failures) -> None:
             failures.report(f"{foreign.name}, ONNX, {what}", difference, ONNX_TOLERANCE)
 
 
+def check_vision_transformers(esvit: str, folder: Path, failures: Failures) -> None:
+    """Forms of vision transformers that both timm and `transformers` have."""
+    images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    for name, model, prefix, eps in vision_transformers.exported():
+        perturb(model, seed=10)
+        source = folder / "vision-transformer.safetensors"
+        safetensors.torch.save_file(model.state_dict(), source)
+        with torch.inference_mode():
+            expected = vision_transformers.features(model, prefix, images)
+        for target, load in vision_transformers.from_folders(folder / "vit", eps).items():
+            command = [esvit, "export", "--checkpoint", str(source), "--format", target]
+            command += ["--out", str(folder / "vit" / target), "--overwrite"]
+            subprocess.run(command, check=True)
+            with torch.inference_mode():
+                found = vision_transformers.features(load().eval(), prefix, images)
+            for what, value, right in zip(("view", "region"), found, expected, strict=True):
+                what = f"{name} in {target}, {what}"
+                failures.report(what, largest(value, right), FEATURE_TOLERANCE)
+
+
 # Name, width, depths, heads: as the official configuration files have them.
 ARCHITECTURES = (
     ("tiny", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -418,6 +443,7 @@ def main() -> int:
     failures = Failures()
     check_exports(arguments.esvit, arguments.work, failures)
     check_other_families(arguments.esvit, arguments.work, failures)
+    check_vision_transformers(arguments.esvit, arguments.work, failures)
     check_large_checkpoint(arguments.esvit, arguments.work, failures)
     check_graphs(arguments.esvit, arguments.work, arguments.tract, failures)
     print(f"{failures.count} comparisons of exports failed")

@@ -99,8 +99,6 @@ def foreign() -> Iterator[Foreign]:
         yield Foreign(f"timm-{name}", "vit", "timm", "vit.safetensors", make, of_timm(split))
     make = functools.partial(create, "vit_small_patch14_reg4_dinov2", img_size=224)
     yield Foreign("timm-dinov2-reg4", "vit", "timm", "vit.safetensors", make, of_timm(tokens(5)))
-    make = functools.partial(create, "vit_small_patch16_dinov3", img_size=224)
-    yield Foreign("timm-dinov3", "vit", "timm", "vit.safetensors", make, of_timm(tokens(5)))
     for layers in (18, 50):
         make = functools.partial(create, f"resnet{layers}")
         yield Foreign(f"timm-resnet{layers}", "resnet", "timm", "resnet.pth", make, of_timm(maps))
@@ -120,13 +118,6 @@ def foreign() -> Iterator[Foreign]:
     make = lambda: transformers.DeiTModel(transformers.DeiTConfig(**small), add_pooling_layer=False)
     name, split = "transformers-deit", tokens(2, classes=2)
     yield Foreign(name, "vit", "transformers", folder, make, of_transformers(split))
-    dinov2 = {"hidden_size": 384, "num_attention_heads": 6, "patch_size": 14, "image_size": 224}
-    make = lambda: transformers.Dinov2Model(transformers.Dinov2Config(**dinov2))
-    name = "transformers-dinov2"
-    yield Foreign(name, "vit", "transformers", folder, make, of_transformers(tokens(1)))
-    make = lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**small, num_register_tokens=4))
-    name = "transformers-dinov3"
-    yield Foreign(name, "vit", "transformers", folder, make, of_transformers(tokens(5)))
     make = lambda: transformers.ResNetModel(transformers.ResNetConfig())
     name = "transformers-resnet50"
     yield Foreign(name, "resnet", "transformers", folder, make, of_transformers(maps))

@@ -24,8 +24,14 @@ const SEED: u64 = 0;
 const PURPOSE: u64 = u64::from_be_bytes(*b"material");
 
 /// Stronger in saturation than in training and always applied: color alone must not suffice.
-const QUERY_JITTER: ColorJitter =
-    ColorJitter { p: 1.0, brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 };
+const QUERY_JITTER: ColorJitter = ColorJitter {
+    p: 1.0,
+    brightness: 0.4,
+    additive_brightness: false,
+    contrast: 0.4,
+    saturation: 0.4,
+    hue: 0.1,
+};
 
 /// The JPEG file of one of the built-in images, for benchmarks.
 pub fn sample_jpeg() -> &'static [u8] {

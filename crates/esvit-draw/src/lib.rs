@@ -1,4 +1,4 @@
-//! SVG and PNG drawings, line charts and self-contained HTML pages.
+//! SVG and PNG drawings, line charts, plots and self-contained HTML pages.
 //!
 //! No tensors and no image decoding: images come as the bytes of PNG files.
 
@@ -10,6 +10,7 @@ pub mod color;
 mod drawing;
 pub mod html;
 pub mod number;
+pub mod plot;
 mod rows;
 mod thin;
 mod words;

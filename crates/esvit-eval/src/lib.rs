@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod bench;
+pub mod compare;
 pub mod correspondence;
 pub mod efficiency;
 pub mod embedding_map;

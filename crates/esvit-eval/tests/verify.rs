@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says at which line it failed")]
 
+#[path = "verify/objectives.rs"]
+mod objectives;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -374,6 +377,202 @@ fn schedules_are_compared() {
     none.settings["schedules"] = json!([]);
     none.settings["teacher_temperatures"] = json!([]);
     assert!(none.report().failed(), "nothing is compared");
+}
+
+/// A case without a folder of its own.
+fn case_of(settings: Value, tensors: impl IntoIterator<Item = (String, Vec<f32>)>) -> Case {
+    let tensors = tensors.into_iter();
+    let tensors = tensors.map(|(name, v)| (name, (vec![v.len()], Values::F32(v.into()))));
+    Case { settings, tensors: tensors.collect(), files: Vec::new() }
+}
+
+/// Each tensor of these names off by twice its tolerance, one at a time: its comparison alone
+/// fails.
+fn each_is_compared(case: &dyn Fn() -> Case, names: &[String]) {
+    assert_eq!(case().failing(), [""; 0]);
+    for name in names {
+        for (factor, expected) in [(0.5, vec![]), (2.0, vec![name.clone()])] {
+            let mut off = case();
+            let values = off.f32(name);
+            let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let place = values.iter().position(|value| value.abs() < 0.9 * largest).unwrap_or(0);
+            values[place] += (factor * 1e-6 * f64::from(largest)) as f32;
+            assert_eq!(off.failing(), expected, "{name} {factor}");
+        }
+        let mut long = case();
+        let (shape, values) = long.tensors.get_mut(name).unwrap();
+        let Values::F32(values) = values else { panic!("`{name}` is not f32") };
+        values.to_mut().push(0.0);
+        *shape = vec![values.len()];
+        assert!(long.report().failed(), "{name} has another length");
+    }
+}
+
+/// Schedules of a few steps, with their values by hand.
+fn schedules() -> Case {
+    fn of([warmup, epochs, steps]: [u64; 3]) -> Value {
+        json!({ "warmup_epochs": warmup, "epochs": epochs, "steps_per_epoch": steps })
+    }
+    let with = |name: &str, length: Value, rates: Value| {
+        let mut all = json!({ "name": name });
+        for part in [length, rates] {
+            all.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        }
+        all
+    };
+    let timm = || json!({ "base_lr": 1.0, "min_lr": 0.0, "warmup_lr": 0.1 });
+    let simclr = |scaling: &str, base: f64| {
+        json!({
+            "name": "lr-simclr", "num_examples": 130, "batch": 64, "epochs": 1,
+            "warmup_epochs": 1, "base_lr": base, "scaling": scaling, "total_steps": 3,
+        })
+    };
+    let momentum = |name: &str| json!({ "name": name, "base_momentum": 0.5, "total_steps": 3 });
+    let all: [(Value, &[f32]); 12] = [
+        (
+            json!({ "name": "lr-moco2-cosine-by-epoch", "base_lr": 1.0, "epochs": 3 }),
+            &[1.0, 0.75, 0.25],
+        ),
+        (
+            json!({ "name": "lr-moco2-steps", "base_lr": 1.0, "epochs": 4, "milestones": [1, 3] }),
+            &[1.0, 0.1, 0.1, 0.01],
+        ),
+        (
+            with("lr-mocov3", of([1, 3, 2]), json!({ "base_lr_scaled": 2.0 })),
+            &[0.0, 1.0, 2.0, 1.707_106_8, 1.0, 0.292_893_2],
+        ),
+        (
+            json!({
+                "name": "ema-mocov3", "base_momentum": 0.5, "epochs": 1, "steps_per_epoch": 3,
+            }),
+            &[0.5, 0.625, 0.875],
+        ),
+        (momentum("ema-moby"), &[0.5, 0.625, 0.875]),
+        (momentum("ema-byol"), &[0.5, 0.625, 0.875]),
+        // Two steps of the warm-up, of which the first comes twice; then half of a cosine of four.
+        (with("lr-moby", of([1, 2, 2]), timm()), &[0.1, 0.1, 0.55, 0.5]),
+        (with("lr-swin-warmup-prefix", of([1, 2, 2]), timm()), &[0.1, 0.1, 0.55, 1.0]),
+        // Two steps and one more, at whose end is the last value.
+        (simclr("linear", 0.8), &[0.0, 0.1, 0.2, 0.0]),
+        (simclr("sqrt", 0.05), &[0.0, 0.2, 0.4, 0.0]),
+        (
+            json!({ "name": "lr-byol", "batch": 512, "base": 0.5, "total": 4, "warm": 2 }),
+            &[0.0, 0.5, 1.0, 0.5],
+        ),
+        (
+            with(
+                "lr-swav",
+                of([1, 2, 2]),
+                json!({ "start_warmup": 0.3, "base_lr": 4.8, "final_lr": 0.8 }),
+            ),
+            &[0.3, 4.8, 4.8, 2.8],
+        ),
+    ];
+    let (schedules, values): (Vec<Value>, Vec<&[f32]>) = all.into_iter().unzip();
+    let values = values.into_iter().enumerate();
+    let values = values.map(|(index, values)| (format!("values.{index}"), values.to_vec()));
+    case_of(json!({ "kind": "schedule-ssl", "schedules": schedules }), values)
+}
+
+#[test]
+fn schedules_of_other_methods_are_compared() {
+    let names: Vec<String> = (0..12).map(|index| format!("values.{index}")).collect();
+    each_is_compared(&schedules, &names);
+    let mut none = schedules();
+    none.settings["schedules"] = json!([]);
+    assert!(none.report().failed(), "nothing is compared");
+}
+
+const VARIANTS: [&str; 5] =
+    ["lars-simclr", "lars-mocov3", "lars-byol", "larc-sgd", "lars-openselfsup"];
+/// One of them is a vector, and one is all zero at the start.
+const PARAMETERS: [(&str, usize); 3] = [("w.weight", 6), ("w.bias", 3), ("zero.weight", 4)];
+
+/// Three steps of every variant in f64, as their codes define them.
+fn optimizers() -> Case {
+    let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let start = |name: &str, len: usize| -> Vec<f32> {
+        let size = if name == "zero.weight" { 0.0 } else { 1.0 };
+        (0..len).map(|i| size * (i as f32 * 1.7 + 0.4).sin()).collect()
+    };
+    let gradient = |step: usize, len: usize| -> Vec<f32> {
+        (0..len).map(|i| ((step * 7 + i) as f32 * 2.3 + 1.0).sin()).collect()
+    };
+    let wide = |values: Vec<f32>| -> Vec<f64> { values.into_iter().map(f64::from).collect() };
+    let rates = [0.5, 0.4, 0.3];
+    let mut tensors = Vec::new();
+    for (name, len) in PARAMETERS {
+        tensors.push((format!("param.{name}"), start(name, len)));
+        for step in 0..rates.len() {
+            tensors.push((format!("step.{step}.grad.{name}"), gradient(step, len)));
+        }
+        for variant in VARIANTS {
+            let mut w = wide(start(name, len));
+            let mut buffer = vec![0.0; len];
+            for (step, rate) in rates.into_iter().enumerate() {
+                let g = wide(gradient(step, len));
+                let is_excluded = name == "w.bias" && variant != "larc-sgd";
+                let is_larc = matches!(variant, "larc-sgd" | "lars-openselfsup");
+                let sum: Vec<f64> = g.iter().zip(&w).map(|(g, w)| g + 0.01 * w).collect();
+                let [decay, ratio] = if is_excluded || (is_larc && norm(&w) == 0.0) {
+                    [0.0, 1.0]
+                } else if is_larc {
+                    [0.01, 0.001 * norm(&w) / (norm(&g) + 0.01 * norm(&w))]
+                } else if norm(&w) == 0.0 {
+                    [0.01, 1.0]
+                } else {
+                    [0.01, 0.001 * norm(&w) / norm(&sum)]
+                };
+                let is_inside = matches!(variant, "lars-simclr" | "lars-openselfsup");
+                for ((w, buffer), g) in w.iter_mut().zip(&mut buffer).zip(&g) {
+                    let step = (g + decay * *w) * ratio;
+                    *buffer = 0.9 * *buffer + if is_inside { rate * step } else { step };
+                    *w -= if is_inside { *buffer } else { rate * *buffer };
+                }
+            }
+            let after = w.into_iter().map(|value| value as f32).collect();
+            tensors.push((format!("after.{variant}.{name}"), after));
+        }
+    }
+    let settings = json!({
+        "kind": "optimizer", "variants": VARIANTS, "learning_rates": rates, "weight_decay": 0.01,
+        "momentum": 0.9, "trust_coefficient": 0.001, "excluded": ["w.bias"],
+        "not_in": { "lars-openselfsup": ["zero.weight"] },
+    });
+    let mut case = case_of(settings, tensors);
+    for (name, (shape, _)) in &mut case.tensors {
+        if name.ends_with(".weight") {
+            *shape = vec![2, shape[0] / 2];
+        }
+    }
+    case.tensors.remove("after.lars-openselfsup.zero.weight");
+    case
+}
+
+#[test]
+fn steps_of_optimizers_are_compared() {
+    let names = VARIANTS.into_iter().flat_map(|variant| {
+        let names = PARAMETERS.map(|(name, _)| format!("after.{variant}.{name}"));
+        names.into_iter().filter(|name| name != "after.lars-openselfsup.zero.weight")
+    });
+    each_is_compared(&optimizers, &names.collect::<Vec<_>>());
+    for (key, value, part) in [
+        ("momentum", json!(0.8), "`momentum` is 0.8, not 0.9"),
+        ("excluded", json!([]), "`excluded` lacks `w.bias`"),
+        ("excluded", json!(["w.bias", "w.weight"]), "`excluded` has `w.weight`"),
+        ("variants", json!(["lamb"]), "`variants` has `lamb`"),
+        ("not_in", json!({}), "`after.lars-openselfsup.zero.weight` is missing"),
+    ] {
+        let mut other = optimizers();
+        other.settings[key] = value;
+        let Outcome::Failed(error) = other.report().outcome else { panic!("{part}") };
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let mut short = optimizers();
+    *short.f32("step.1.grad.w.bias") = vec![1.0; 2];
+    short.tensors.get_mut("step.1.grad.w.bias").unwrap().0 = vec![2];
+    let Outcome::Failed(error) = short.report().outcome else { panic!("another length") };
+    assert!(error.to_string().contains("has 2 values, not 3"), "{error}");
 }
 
 #[test]

@@ -163,22 +163,23 @@ impl Normalization {
     pub fn backward_affine(&self, x: &[f32], has_relu: bool, dy: &mut [f32]) -> [Vec<f32>; 2] {
         assert_eq!(x.len(), dy.len(), "gradients");
         let (width, task) = (self.width(), task(self.width()));
-        let parts = x.par_chunks(task).zip(dy.par_chunks_mut(task)).map(|(x, dy)| {
-            let mut sums = [vec![0.0; width], vec![0.0; width]];
-            let [dgamma, dbeta] = &mut sums;
-            for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
-                if has_relu {
-                    let from = [x, &self.mean, &self.slope, &self.beta];
-                    update(dy, from, |dy, [x, mean, slope, beta]| {
-                        if normalized(x, mean, slope, beta) > 0.0 { dy } else { 0.0 }
-                    });
+        let parts =
+            x.par_chunks(task).zip(dy.par_chunks_mut(task)).map(|(x, dy)| {
+                let mut sums = [vec![0.0; width], vec![0.0; width]];
+                let [dgamma, dbeta] = &mut sums;
+                for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
+                    if has_relu {
+                        let from = [x, &self.mean, &self.slope, &self.beta];
+                        update(dy, from, |dy, [x, mean, slope, beta]| {
+                            if normalized(x, mean, slope, beta) > 0.0 { dy } else { 0.0 }
+                        });
+                    }
+                    add(&*dy, dbeta);
+                    let from = [x, &self.mean, &self.rstd, &*dy];
+                    update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
                 }
-                add(&*dy, dbeta);
-                let from = [x, &self.mean, &self.rstd, &*dy];
-                update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
-            }
-            sums
-        });
+                sums
+            });
         sum_in_order(parts, [width; 2])
     }
 

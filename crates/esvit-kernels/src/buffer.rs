@@ -162,6 +162,12 @@ pub fn end_step() {
     POOL.end_step();
 }
 
+/// Frees the idle buffers and forgets how much was ever used: what comes next has other sizes. To be
+/// called between runs, when no kernel runs.
+pub fn release() {
+    POOL.release();
+}
+
 static POOL: Pool = Pool { state: Mutex::new(State::new()) };
 
 /// Idle buffers.
@@ -259,6 +265,15 @@ impl Pool {
 
     fn end_step(&self) {
         self.state().used_words = 0;
+    }
+
+    fn release(&self) {
+        let mut state = self.state();
+        let freed = std::mem::take(&mut state.idle);
+        (state.idle_words, state.most_used) = (0, state.used_words);
+        // Free without the lock.
+        drop(state);
+        drop(freed);
     }
 
     fn put(&self, values: Vec<f32>) {
@@ -374,6 +389,20 @@ mod tests {
         assert_eq!(counts(), [0, 100, 300]);
         let again = pool.take(90, Lifetime::Saved);
         assert_eq!((again.len(), counts()), (100, [100, 0, 300]));
+    }
+
+    #[test]
+    fn released_buffers_are_gone_and_used_ones_are_kept() {
+        let pool = pool();
+        let [idle_one, used] = [100, 200].map(|words| pool.take(words, Lifetime::Saved));
+        pool.put(idle_one);
+        pool.release();
+        assert!(idle(&pool).is_empty());
+        let state = pool.state();
+        assert_eq!([state.used_words, state.idle_words, state.most_used], [200, 0, 200]);
+        drop(state);
+        pool.put(used);
+        assert_eq!(idle(&pool), [200]);
     }
 
     #[test]

@@ -351,15 +351,11 @@ mod tests {
     }
 
     /// Output and gradients of queries, keys and values in f64.
-    fn definition(
-        [q, kv, dcontext]: [&[f64]; 3],
-        attention: &CrossAttention<'_>,
-    ) -> [Vec<f64>; 3] {
+    fn definition([q, kv, dcontext]: [&[f64]; 3], attention: &CrossAttention<'_>) -> [Vec<f64>; 3] {
         let CrossAttention { width, heads, .. } = *attention;
         let d = width / heads;
         let scale = (d as f64).powf(-0.5);
-        let [mut context, mut dq, mut dkv] =
-            [q.len(), q.len(), kv.len()].map(|len| vec![0.0; len]);
+        let [mut context, mut dq, mut dkv] = [q.len(), q.len(), kv.len()].map(|len| vec![0.0; len]);
         let (mut query, mut key) = (0, 0);
         for &[queries, keys] in attention.images {
             for pair in 0..heads * queries {

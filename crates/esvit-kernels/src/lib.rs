@@ -42,6 +42,8 @@ pub mod profile;
 pub mod prototypes;
 pub mod resample;
 pub mod rng;
+pub mod rotary;
+pub mod swiglu;
 pub mod tokens;
 pub mod window_attention;
 

@@ -103,6 +103,9 @@ dispatch! {
 
 /// Hyperparameters of one SGD update with momentum: `step = (scale * g + wd * v) * trust`,
 /// `buffer = momentum * buffer + step`, `v -= lr * buffer`.
+///
+/// Where the learning rate belongs into the buffer, as in TensorFlow, it is a factor of `trust`,
+/// and `lr` is 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Momentum {
     /// Factor applied to gradients first: clipping, averaging over micro-batches.

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 const LARGEST: u64 = 1 << 20;
 
 /// Families in `transformers`.
-const MODEL_TYPES: [&str; 6] =
-    ["swin", "vit", "deit", "dinov2", "dinov2_with_registers", "resnet"];
+const MODEL_TYPES: [&str; 7] =
+    ["swin", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "resnet"];
 
 /// What is said of images and norms.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -62,6 +62,9 @@ struct RunBackbone {
     model: BackboneConfig,
     preprocess: Preprocess,
     seed: u64,
+    /// The network that is evaluated, if it is not the teacher.
+    #[serde(default)]
+    network: Option<String>,
 }
 
 /// What the metadata of a file says.
@@ -69,6 +72,8 @@ struct RunBackbone {
 pub(crate) struct FileMetadata {
     pub(crate) model: Option<BackboneConfig>,
     pub(crate) preprocess: Option<Preprocess>,
+    /// The key of the network to take unless another one is asked for.
+    pub(crate) network: Option<String>,
     pub(crate) source: SourceFile,
 }
 
@@ -84,13 +89,14 @@ impl FileMetadata {
         if value.get("config").is_none() {
             let ModelMetadata { model, preprocess, steps } = parse(value)?;
             let source = SourceFile { steps, epochs, ..SourceFile::default() };
-            return Ok(Self { model: Some(model), preprocess: Some(preprocess), source });
+            let (model, preprocess) = (Some(model), Some(preprocess));
+            return Ok(Self { model, preprocess, network: None, source });
         }
         let Run { format, step, epoch, config, backbone } = parse(value)?;
         if let Some(found) = format.filter(|&format| format != CHECKPOINT_FORMAT) {
             return Err(MetadataError::Format { found });
         }
-        let RunBackbone { model, preprocess, seed } = match backbone {
+        let RunBackbone { model, preprocess, seed, network } = match backbone {
             Some(backbone) => backbone,
             None => RunBackbone::from_settings(&config)?,
         };
@@ -101,7 +107,7 @@ impl FileMetadata {
             epochs: Some(epoch),
             ..SourceFile::default()
         };
-        Ok(Self { model: Some(model), preprocess: Some(preprocess), source })
+        Ok(Self { model: Some(model), preprocess: Some(preprocess), network, source })
     }
 }
 
@@ -131,7 +137,8 @@ impl RunBackbone {
             Preprocess::new(crop, parse(get("knn", "resize")?)?, &Default::default());
         preprocess.mean = parse(get("views", "mean")?)?;
         preprocess.std = parse(get("views", "std")?)?;
-        Ok(Self { model: parse(model.into())?, preprocess, seed: parse(get("", "seed")?)? })
+        let (model, seed) = (parse(model.into())?, parse(get("", "seed")?)?);
+        Ok(Self { model, preprocess, seed, network: None })
     }
 }
 

@@ -154,9 +154,10 @@ impl OpenOptions {
     /// # Errors
     /// As [`PretrainedBackbone::open`].
     pub fn read(&self, file: &WeightsFile) -> Result<PretrainedBackbone, BackboneError> {
-        let FileMetadata { model, preprocess, mut source } = FileMetadata::read(file)
+        let FileMetadata { model, preprocess, network, mut source } = FileMetadata::read(file)
             .map_err(|source| BackboneError::Metadata { path: file.path().into(), source })?;
-        let stored = StoredNetwork::find(file, self.key.as_deref())?;
+        let key = self.key.as_deref().or(network.as_deref());
+        let stored = StoredNetwork::find(file, key)?;
         let mut card = None;
         let mut model = match (&self.shape, model) {
             (Some(shape), file_model) => {
@@ -231,7 +232,8 @@ fn resized(mut preprocess: Preprocess, size: u32) -> Preprocess {
 }
 
 impl PretrainedBackbone {
-    /// Loads the backbone in a weights file: the teacher of a training run, or the only network.
+    /// Loads the backbone in a weights file: the teacher of a training run, or its student where the
+    /// run says so, or the only network.
     /// Its configuration comes from the metadata or is inferred from the tensor shapes.
     ///
     /// # Errors

@@ -338,6 +338,21 @@ fn the_network_is_the_one_that_is_asked_for() {
     assert_eq!(values(&student.params), values(&untrained(&tiny_swin(), 1, 40).params));
     assert_eq!(values(&teacher.params), values(&untrained(&tiny_swin(), 2, 40).params));
     assert_eq!((teacher.source.steps, teacher.preprocess.transform.resize), (Some(30), 48));
+    // A run may say that its student is the one to take.
+    let run = json!({
+        "step": 7,
+        "epoch": 2,
+        "config": "",
+        "backbone": {
+            "model": BackboneConfig::Swin(tiny_swin()),
+            "preprocess": Preprocess::new(32, 48, &Default::default()),
+            "seed": 3,
+            "network": "student",
+        },
+    });
+    let run = checkpoint(&run.to_string(), [1, 2]);
+    let found = [None, Some("teacher")].map(|key| asked.clone().key(key).read(&run).unwrap());
+    assert_eq!(found.map(|backbone| backbone.network_name()), ["student", "teacher"]);
     // `eps` is no matter of the shape.
     let shape = SwinConfig { img_size: 64, window_size: 8, ..tiny_swin() };
     let reshaped = asked.shape(Some(BackboneConfig::Swin(shape.clone()))).read(&file).unwrap();

@@ -64,13 +64,26 @@ impl ParamGradients {
     /// # Panics
     /// As [`Tape::backward_into`].
     pub fn add_backward(&mut self, tape: &Tape, params: &Params, loss: &Tensor) {
+        self.add_backward_and(tape, params, loss, &mut |_, _| ());
+    }
+
+    /// The same; gradients of other leaves go to `others`, each with its [`Tape::number`].
+    ///
+    /// # Panics
+    /// As [`Tape::backward_into`].
+    pub fn add_backward_and(
+        &mut self,
+        tape: &Tape,
+        params: &Params,
+        loss: &Tensor,
+        others: &mut dyn FnMut(usize, Tensor),
+    ) {
         let values = params.values().into_iter().enumerate();
         let indices: HashMap<usize, usize> =
             values.filter_map(|(index, value)| Some((tape.number(&value)?, index))).collect();
-        tape.backward_into(loss, &mut |leaf, gradient| {
-            if let Some(&index) = indices.get(&leaf) {
-                self.add(index, gradient);
-            }
+        tape.backward_into(loss, &mut |leaf, gradient| match indices.get(&leaf) {
+            Some(&index) => self.add(index, gradient),
+            None => others(leaf, gradient),
         });
     }
 

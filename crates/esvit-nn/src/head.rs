@@ -83,9 +83,8 @@ impl Head {
         let name = |index| if layers > 1 { format!("mlp.{index}") } else { "mlp".into() };
         for index in (0..layers.saturating_sub(1)).map(|layer| stride * layer) {
             let linear = Linear::new(&mut scope.at(name(index)), width, hidden_dim);
-            let norm = || {
-                BatchNorm::new(&mut scope.at(name(index + 1)), hidden_dim, BATCH_NORM_EPS)
-            };
+            let norm =
+                || BatchNorm::new(&mut scope.at(name(index + 1)), hidden_dim, BATCH_NORM_EPS);
             hidden.push((linear, config.use_bn_in_head.then(norm)));
             width = hidden_dim;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backbone::{Backbone, BackboneConfig, RowFeatures};
 use crate::forward_ctx::ForwardCtx;
-use crate::params::{ParamList, Params, Part, Registry, Scope};
+use crate::params::{ParamList, Params, Part, Registry, Role, Scope};
 use crate::tensor::Tensor;
 
 /// A backbone, and the parameters of backbone and heads.
@@ -60,5 +60,25 @@ impl Network {
             group => Tensor::cat(group.to_vec(), 0),
         });
         self.backbone.features(params, groups.collect::<Vec<_>>(), ctx)
+    }
+
+    /// The same with batch statistics of every crop alone, as if the network ran once for each, where
+    /// the backbone has any.
+    pub fn features_by_crop(
+        &self,
+        params: &Params,
+        crops: &[Tensor],
+        ctx: &ForwardCtx,
+    ) -> RowFeatures {
+        if self.has_batch_norm() {
+            self.backbone.features(params, crops.to_vec(), ctx)
+        } else {
+            self.features(params, crops, ctx)
+        }
+    }
+
+    /// Whether the backbone normalizes by statistics of the batch.
+    pub fn has_batch_norm(&self) -> bool {
+        self.specs.iter().any(|spec| spec.role == Role::Buffer && spec.part.is_backbone())
     }
 }

@@ -11,6 +11,7 @@ use esvit_kernels::rng::{Rng, fnv1a};
 
 use crate::device::Device;
 use crate::ops::{PackedWeights, Packing};
+use crate::sine_cosine;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
@@ -30,6 +31,8 @@ pub enum Init {
     TruncatedNormal(f64),
     /// Uniform in `[-bound, bound)`.
     Uniform(f64),
+    /// Sines and cosines of the rows and columns of a square map, `[1, tokens, width]`.
+    SineCosine,
 }
 
 /// How training treats a parameter.
@@ -37,7 +40,8 @@ pub enum Init {
 pub enum Role {
     /// Updated by the optimizer, and by EMA in the teacher.
     Trained,
-    /// Not updated by the optimizer, but by EMA (`weight_g` under `norm_last_layer`).
+    /// Not updated by the optimizer, but by EMA (`weight_g` under `norm_last_layer`, MoCo v3's patch
+    /// embedding).
     Frozen,
     /// A running statistic: student and teacher have their own.
     Buffer,
@@ -110,7 +114,7 @@ impl ParamSpec {
     /// that a backbone starts alike whichever heads it has.
     pub fn initial_values(&self, seed: u64) -> Vec<f32> {
         let mut rng = Rng::for_purpose(seed, INIT_PURPOSE, [fnv1a(self.name.bytes()), 0, 0]);
-        let mut draw = || match self.init {
+        let mut draw = |at: usize| match self.init {
             Init::Zeros => 0.0,
             Init::Ones => 1.0,
             Init::Constant(value) => value,
@@ -121,8 +125,9 @@ impl ParamSpec {
                     break value;
                 }
             },
+            Init::SineCosine => sine_cosine::value([self.shape[1], self.shape[2]], at),
         };
-        (0..self.len()).map(|_| draw() as f32).collect()
+        (0..self.len()).map(|at| draw(at) as f32).collect()
     }
 }
 
@@ -436,6 +441,8 @@ mod tests {
         let values = |init| spec("a", &[200, 100], init).initial_values(1);
         assert!(values(Init::Zeros).iter().all(|&value| value == 0.0));
         assert!(values(Init::Ones).iter().all(|&value| value == 1.0));
+        let positions = spec("pos_embed", &[1, 5, 4], Init::SineCosine).initial_values(1);
+        assert_eq!(positions[..8], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]);
         let uniform = values(Init::Uniform(0.3));
         assert!(uniform.iter().all(|value| (-0.3..0.3).contains(value)));
         for (what, values, expected) in [

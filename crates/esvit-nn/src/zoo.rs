@@ -3,13 +3,15 @@
 
 mod micro;
 
-use crate::backbone::{BackboneConfig, Family};
 use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vil::{self, BiasResize, VilConfig};
-use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
+use crate::backbone::vit::{
+    self, MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
+use crate::backbone::{BackboneConfig, Family};
 use crate::layers::BATCH_NORM_EPS;
 
 /// The architecture whose shape is given by its settings.
@@ -46,6 +48,53 @@ enum Vit {
     Distilled,
     /// DINOv2 with four registers, in timm's form.
     Registers,
+    /// DINOv2's giant, with SwiGLU.
+    Gated,
+    /// The same with four registers, in timm's form.
+    GatedRegisters,
+    /// MoCo v3.
+    Moco,
+    /// MoCo v3 with a convolutional stem.
+    MocoStem,
+    /// MoCo v3 with batch normalization before MLPs.
+    MocoBatchNorm,
+    /// DINOv3, in timm's form.
+    Dinov3,
+}
+
+impl Vit {
+    fn has_registers(self) -> bool {
+        matches!(self, Self::Registers | Self::GatedRegisters | Self::Dinov3)
+    }
+
+    fn is_gated(self) -> bool {
+        matches!(self, Self::Gated | Self::GatedRegisters)
+    }
+
+    fn position_table(self) -> PositionTable {
+        match self {
+            Self::Plain | Self::Distilled | Self::Gated => PositionTable::ClassAndPatches,
+            Self::Registers | Self::GatedRegisters => PositionTable::Patches,
+            Self::Moco | Self::MocoStem | Self::MocoBatchNorm => PositionTable::SineCosine,
+            Self::Dinov3 => PositionTable::Rotary,
+        }
+    }
+
+    fn position_resize(self) -> PositionResize {
+        match self {
+            Self::Plain => PositionResize::Esvit,
+            Self::Gated => PositionResize::Dino,
+            _ => PositionResize::Timm,
+        }
+    }
+
+    fn patch_embedding(self) -> PatchEmbedding {
+        match self {
+            Self::Moco | Self::MocoBatchNorm => PatchEmbedding::Frozen,
+            Self::MocoStem => PatchEmbedding::ConvStem,
+            _ => PatchEmbedding::Linear,
+        }
+    }
 }
 
 /// Sizes of convolutional vision transformers, as in the official configuration files.
@@ -138,6 +187,18 @@ pub const ARCHITECTURES: &[Architecture] = &[
     vit("vit_small14_reg4", [384, 12, 6, 14], Vit::Registers),
     vit("vit_base14_reg4", [768, 12, 12, 14], Vit::Registers),
     vit("vit_large14_reg4", [1024, 24, 16, 14], Vit::Registers),
+    vit("vit_giant14", [1536, 40, 24, 14], Vit::Gated),
+    vit("vit_giant14_reg4", [1536, 40, 24, 14], Vit::GatedRegisters),
+    vit("vit_small16_moco", [384, 12, 12, 16], Vit::Moco),
+    vit("vit_base16_moco", [768, 12, 12, 16], Vit::Moco),
+    // A block less, which costs about as much as the stem.
+    vit("vit_small16_moco_conv", [384, 11, 12, 16], Vit::MocoStem),
+    vit("vit_base16_moco_conv", [768, 11, 12, 16], Vit::MocoStem),
+    vit("vit_base16_moco_bn", [768, 12, 12, 16], Vit::MocoBatchNorm),
+    vit("vit_large7_moco_bn", [1024, 24, 16, 7], Vit::MocoBatchNorm),
+    vit("vit_small16_dinov3", [384, 12, 6, 16], Vit::Dinov3),
+    vit("vit_base16_dinov3", [768, 12, 12, 16], Vit::Dinov3),
+    vit("vit_large16_dinov3", [1024, 24, 16, 16], Vit::Dinov3),
     pvt("pvt_tiny", [2, 2, 2, 2], 0.1),
     pvt("pvt_small", [3, 4, 6, 3], 0.1),
     pvt("pvt_medium", [3, 4, 18, 3], 0.3),
@@ -232,7 +293,6 @@ impl Architecture {
                 norm_eps: swin::NORM_EPS,
             }),
             Shape::Vit { embed_dim, depth, num_heads, patch_size, kind } => {
-                let has_registers = kind == Vit::Registers;
                 BackboneConfig::Vit(VitConfig {
                     img_size: 224,
                     patch_size,
@@ -240,17 +300,18 @@ impl Architecture {
                     depth,
                     num_heads,
                     mlp_ratio: 4.0,
-                    norm_eps: vit::NORM_EPS,
-                    register_tokens: if has_registers { 4 } else { 0 },
+                    norm_eps: if kind == Vit::Dinov3 { 1e-5 } else { vit::NORM_EPS },
+                    register_tokens: if kind.has_registers() { 4 } else { 0 },
                     distillation_token: kind == Vit::Distilled,
-                    layer_scale: has_registers,
-                    position_table: match kind {
-                        Vit::Registers => PositionTable::Patches,
-                        Vit::Plain | Vit::Distilled => PositionTable::ClassAndPatches,
-                    },
-                    position_resize: match kind {
-                        Vit::Plain => PositionResize::Esvit,
-                        Vit::Distilled | Vit::Registers => PositionResize::Timm,
+                    layer_scale: kind.has_registers() || kind.is_gated(),
+                    position_table: kind.position_table(),
+                    position_resize: kind.position_resize(),
+                    patch_embedding: kind.patch_embedding(),
+                    qkv_bias: if kind == Vit::Dinov3 { QkvBias::None } else { QkvBias::All },
+                    mlp: if kind.is_gated() { MlpKind::SwiGlu } else { MlpKind::Gelu },
+                    mlp_norm: match kind {
+                        Vit::MocoBatchNorm => MlpNorm::BatchNorm,
+                        _ => MlpNorm::LayerNorm,
                     },
                 })
             }
@@ -333,6 +394,18 @@ mod tests {
             ("deit_tiny16_distilled", 5_524_800),
             ("deit_small16_distilled", 21_666_432),
             ("deit_base16_distilled", 85_800_192),
+            // timm's count of its two giants, whose tables have 1113 rows more.
+            ("vit_giant14", 1_136_479_232 - 1113 * 1536),
+            ("vit_giant14_reg4", 1_136_483_840 - 1113 * 1536),
+            ("vit_small16_moco", 21_665_664),
+            ("vit_base16_moco", 85_798_656),
+            ("vit_small16_moco_conv", 20_617_392),
+            ("vit_base16_moco_conv", 82_199_904),
+            ("vit_base16_moco_bn", 85_798_656),
+            ("vit_large7_moco_bn", 303_513_600),
+            ("vit_small16_dinov3", 21_586_944),
+            ("vit_base16_dinov3", 85_641_216),
+            ("vit_large16_dinov3", 303_079_424),
             ("pvt_tiny", 12_716_288),
             ("pvt_small", 23_972_864),
             ("pvt_medium", 43_695_104),
@@ -370,6 +443,11 @@ mod tests {
     fn tensor_counts() {
         for (name, expected) in [
             ("swin_tiny_w7", 171),
+            ("vit_giant14", 566),
+            ("vit_giant14_reg4", 567),
+            ("vit_small16_moco_conv", 162),
+            ("vit_small16_dinov3", 162),
+            ("vit_large16_dinov3", 318),
             ("pvt_tiny", 159),
             ("pvt_small", 299),
             ("pvt_medium", 515),
@@ -400,6 +478,9 @@ mod tests {
             ("vit_base16", 17.563e9),
             ("vit_large16", 61.554e9),
             ("deit_small16_distilled", 4.623e9),
+            ("vit_giant14", 299.39e9),
+            ("vit_small16_moco_conv", 4.598e9),
+            ("vit_small16_dinov3", 4.698e9),
             ("pvt_tiny", 1.932e9),
             ("pvt_small", 3.815e9),
             ("pvt_medium", 6.659e9),
@@ -412,6 +493,36 @@ mod tests {
             let macs = cost.official_macs() as f64;
             assert!((macs / expected - 1.0).abs() < 0.005, "{name}: {macs}");
         }
+    }
+
+    /// Every form of vision transformers is valid, and found by its shape.
+    #[test]
+    fn vision_transformers() {
+        let shape = |name: &str| match find(name).unwrap().config() {
+            BackboneConfig::Vit(shape) => shape,
+            other => panic!("{other:?}"),
+        };
+        let is_vit = |arch: &&Architecture| matches!(arch.shape, Shape::Vit { .. });
+        for arch in ARCHITECTURES.iter().filter(is_vit) {
+            let config = arch.config();
+            config.validate().unwrap();
+            assert_eq!(of_shape(&config), Some(arch));
+        }
+        let dinov3 = shape("vit_base16_dinov3");
+        assert_eq!((dinov3.norm_eps, dinov3.prefix(), dinov3.layer_scale), (1e-5, 5, true));
+        let [giant, registers] = ["vit_giant14", "vit_giant14_reg4"].map(shape);
+        assert_eq!((giant.hidden_width(), giant.prefix(), giant.layer_scale), (4096, 1, true));
+        assert_eq!((registers.hidden_width(), registers.prefix()), (4096, 5));
+        let forms = ["vit_small16", "vit_small16_moco", "vit_small16_moco_conv"].map(|name| {
+            let shape = shape(name);
+            (shape.depth, shape.num_heads, shape.patch_embedding)
+        });
+        let expected = [
+            (12, 6, PatchEmbedding::Linear),
+            (12, 12, PatchEmbedding::Frozen),
+            (11, 12, PatchEmbedding::ConvStem),
+        ];
+        assert_eq!(forms, expected);
     }
 
     /// Those of EsViT's code, whatever its files leave out; `mode` is that of its recipe and of its files.

@@ -9,19 +9,22 @@ use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
+use esvit_nn::backbone::vit::{
+    MlpKind, MlpNorm, PatchEmbedding, PositionTable, QkvBias, VitConfig,
+};
 use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionValues, BatchNormValues, Compute, LinearValues, NormValues, Pairs, Precision,
-    PrototypeLogits, Scales, Segment, TeacherRows, WindowMap,
+    self, Activation, AttentionValues, BatchNormValues, Compute, LinearValues, NormValues, Pairs,
+    Precision, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
 use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
     Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
-    tiny_cvt, tiny_pvt, tiny_swin,
+    tiny_cvt, tiny_pvt, tiny_swin, tiny_vit,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
@@ -365,6 +368,47 @@ fn cross_attention() {
     assert_alike("by weights", &found, &flat(expected).to_vec::<f32>(), 1e-5);
 }
 
+/// Images of two sizes, with and without tokens before their maps.
+#[test]
+fn rotary() {
+    for (heads, half, maps) in
+        [(1, 1, vec![(1, [1, 1], 0)]), (2, 3, vec![(2, [2, 3], 1), (1, [1, 2], 1)])]
+    {
+        let segments: Vec<Segment> =
+            maps.iter().map(|&(images, map, prefix)| Segment { images, map, prefix }).collect();
+        let rows: usize = ops::tokens_per_image(&segments).iter().sum();
+        let width = 6 * half * heads;
+        let angles = segments.iter().enumerate().map(|(stream, segment)| {
+            let tokens = segment.tokens();
+            let angles = hashed_times(stream as u32 + 4, tokens * half, 3.0);
+            let [cosines, sines] =
+                [f32::cos, f32::sin].map(|of| angles.iter().map(|&angle| of(angle)).collect());
+            Arc::new(RotaryAngles { tokens, cosines, sines })
+        });
+        let angles: Vec<Arc<RotaryAngles>> = angles.collect();
+        let qkv = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+        check_both(
+            &format!("maps {maps:?}"),
+            &[hashed(1, rows * width)],
+            |v| flat(ops::rotary(qkv(v), &segments, &angles)),
+            |v| flat(composed::rotary(qkv(v), &segments, &angles)),
+        );
+    }
+}
+
+#[test]
+fn swiglu() {
+    for [rows, half] in [[1, 1], [5, 3], [18, 37]] {
+        let x = |v: &[Tensor]| v[0].clone().reshape([rows, 2 * half]);
+        check_both(
+            "swiglu",
+            &[hashed_times(1, rows * 2 * half, 3.0)],
+            |v| flat(ops::swiglu(x(v))),
+            |v| flat(composed::swiglu(x(v))),
+        );
+    }
+}
+
 #[test]
 fn depthwise() {
     for (images, map, channels, side) in
@@ -659,6 +703,27 @@ fn prototype_cross_entropy() {
     }
 }
 
+#[test]
+fn info_nce() {
+    for [rows, negatives, width] in [[1, 1, 2], [4, 9, 5], [6, 70, 3]] {
+        let unit =
+            |stream: u32, count: usize| ops::l2_normalize(hashed_tensor(stream, [count, width]));
+        for temperature in [1.0, 0.5] {
+            let queries = |v: &[Tensor]| v[0].clone().reshape([rows, width]);
+            check_both(
+                "info_nce",
+                &[hashed(1, rows * width)],
+                |v| ops::info_nce(queries(v), unit(2, rows), unit(3, negatives), temperature),
+                |v| {
+                    let f64 = |x: Tensor| x.to_dtype(Dtype::F64);
+                    let (positives, negatives) = (f64(unit(2, rows)), f64(unit(3, negatives)));
+                    composed::info_nce(queries(v), positives, negatives, temperature)
+                },
+            );
+        }
+    }
+}
+
 /// Checks an operation's result and gradients against its composed form in f64, and its gradients
 /// by finite differences.
 fn check_both(
@@ -780,6 +845,40 @@ fn pvt() {
             assert_eq!(features.map, [1, 2]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
+    }
+}
+
+/// Two kinds of positions, MLPs, norms and biases, tokens before a map, pixels cut off, and drop-path.
+#[test]
+fn vit() {
+    let gated = VitConfig { mlp: MlpKind::SwiGlu, layer_scale: true, ..tiny_vit() };
+    let turned = VitConfig {
+        position_table: PositionTable::Rotary,
+        qkv_bias: QkvBias::QueriesAndValues,
+        register_tokens: 2,
+        ..tiny_vit()
+    };
+    let normed = VitConfig {
+        position_table: PositionTable::SineCosine,
+        patch_embedding: PatchEmbedding::Frozen,
+        mlp_norm: MlpNorm::BatchNorm,
+        ..tiny_vit()
+    };
+    for config in [gated, turned, normed] {
+        // Norms that vary slowly over the steps of finite differences.
+        let config = VitConfig { norm_eps: 0.1, patch_size: 4, ..config };
+        config.validate().unwrap();
+        let what = format!("{config:?}");
+        let (vit, list) = BackboneConfig::Vit(config).build(0.5);
+        let params = fill(&list, 0);
+        let pixels = hashed_times(1000, 2 * 3 * 9 * 12, 3f64.sqrt());
+        for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
+            check_network(&what, pixels.clone(), &params, |params, x| {
+                let features = vit.forward(params, x.reshape([2, 3, 9, 12]), &pass());
+                assert_eq!(features.map, [2, 3]);
+                Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
+            });
+        }
     }
 }
 

@@ -13,11 +13,13 @@ use esvit_nn::backbone::cvt::CvtConfig;
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
-use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
-use esvit_nn::params::Role;
+use esvit_nn::backbone::vit::{
+    MlpKind, MlpNorm, PatchEmbedding, PositionTable, QkvBias, VitConfig,
+};
+use esvit_nn::params::{ParamList, Role};
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
 use esvit_testing::{
-    assert_alike, fill, hashed_tensor, hashed_times, tiny_cvt, tiny_pvt, tiny_resnet,
+    assert_alike, fill, hashed_tensor, hashed_times, tiny_cvt, tiny_pvt, tiny_resnet, tiny_vit,
 };
 use esvit_weights::Float;
 use interpreter::{Model, Value};
@@ -55,29 +57,56 @@ fn the_graph_computes_the_network() {
     graphs_compute(&*backbone, &params, 24, &sizes);
 }
 
-/// Class, distillation and register tokens, LayerScale, and positions of other maps.
+/// Class, distillation and register tokens, LayerScale, and positions of other maps; SwiGLU, rotary
+/// positions, biases of queries and values, batch normalization, and the stem.
 #[test]
 fn the_graph_computes_a_vision_transformer() {
-    for position_table in [PositionTable::ClassAndPatches, PositionTable::Patches] {
-        let config = BackboneConfig::Vit(VitConfig {
-            img_size: 16,
-            patch_size: 4,
-            embed_dim: 8,
-            depth: 2,
-            num_heads: 2,
-            mlp_ratio: 1.5,
-            norm_eps: 0.01,
-            register_tokens: 3,
-            distillation_token: true,
-            layer_scale: true,
-            position_table,
-            position_resize: PositionResize::Timm,
-        });
-        let (backbone, list) = config.build(0.0);
-        let params = fill(&list, 0);
-        let sizes = [([16, 16], [4, 4]), ([9, 22], [2, 5])];
+    let config = |position_table| VitConfig {
+        img_size: 16,
+        patch_size: 4,
+        embed_dim: 8,
+        norm_eps: 0.01,
+        register_tokens: 3,
+        distillation_token: true,
+        layer_scale: true,
+        position_table,
+        ..tiny_vit()
+    };
+    let bias = QkvBias::QueriesAndValues;
+    let norm = MlpNorm::BatchNorm;
+    let stem = VitConfig {
+        img_size: 32,
+        patch_size: 16,
+        patch_embedding: PatchEmbedding::ConvStem,
+        ..config(PositionTable::Patches)
+    };
+    for config in [
+        config(PositionTable::ClassAndPatches),
+        config(PositionTable::Patches),
+        VitConfig { mlp: MlpKind::SwiGlu, ..config(PositionTable::Patches) },
+        VitConfig { qkv_bias: bias, ..config(PositionTable::Rotary) },
+        VitConfig { qkv_bias: QkvBias::None, ..config(PositionTable::Rotary) },
+        VitConfig { mlp_norm: norm, ..config(PositionTable::SineCosine) },
+        stem,
+    ] {
+        let patch = config.patch_size;
+        let (backbone, list) = BackboneConfig::Vit(config).build(0.0);
+        let params = fill_all(&list);
+        let sizes = [([4 * patch; 2], [4, 4]), ([9 * patch / 4, 22 * patch / 4], [2, 5])];
         graphs_compute(&*backbone, &params, 8, &sizes);
     }
+}
+
+/// Parameters with running statistics that are not all alike.
+fn fill_all(list: &Arc<ParamList>) -> Params {
+    let mut params = fill(list, 0);
+    for (index, spec) in list.iter().enumerate() {
+        if spec.role == Role::Buffer {
+            let value = params.value(index) + hashed_tensor(5, [spec.len()]) * 0.3;
+            params.set(index, &value.to_vec());
+        }
+    }
+    params
 }
 
 /// Overlapping patches, padded windows, the stem, and running statistics that are not all alike.
@@ -86,13 +115,7 @@ fn the_graph_computes_a_convolutional_transformer() {
     for res_stem in [false, true] {
         let config = BackboneConfig::Cvt(CvtConfig { norm_eps: 0.01, res_stem, ..tiny_cvt() });
         let (backbone, list) = config.build(0.0);
-        let mut params = fill(&list, 0);
-        for (index, spec) in list.iter().enumerate() {
-            if spec.role == Role::Buffer {
-                let value = params.value(index) + hashed_tensor(5, [spec.len()]) * 0.3;
-                params.set(index, &value.to_vec());
-            }
-        }
+        let params = fill_all(&list);
         let sizes = [([22, 31], [3, 4]), ([32, 32], [4, 4]), ([13, 9], [2, 1])];
         graphs_compute(&*backbone, &params, 12, &sizes[..if res_stem { 2 } else { 3 }]);
     }

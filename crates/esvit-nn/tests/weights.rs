@@ -9,6 +9,8 @@ mod pvt;
 mod resnet;
 #[path = "weights/vil.rs"]
 mod vil;
+#[path = "weights/vit.rs"]
+mod vit;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -97,7 +99,7 @@ fn same_bits(a: &Params, b: &Params) -> bool {
 fn every_layout_is_recognized_and_read_back_to_the_bit() {
     let specs = specs(&config());
     let params = params(&specs);
-    for naming in Naming::ALL {
+    for naming in Naming::OF_SWIN {
         for prefix in ["", "module.", "backbone.", "swin."] {
             let mut entries = prefixed(prefix, exported(&params, Family::Swin, naming, Float::F32));
             if naming == Naming::Microsoft {
@@ -432,7 +434,10 @@ fn sizes_of_images_follow_from_the_windows() {
 fn every_backbone_that_is_known_by_its_names() {
     for (name, backbone) in [
         ("encoder.layers.0.blocks.0.attention.self.logit_scale", "a Swin transformer of version 2"),
-        ("layers.0.local_relative_position_bias_table", "a vision longformer (ViL) of another form"),
+        (
+            "layers.0.local_relative_position_bias_table",
+            "a vision longformer (ViL) of another form",
+        ),
         (
             "stage0.0.attn.fn.qkv.dw.weight",
             "a convolutional vision transformer (CvT) in another form than EsViT's",
@@ -458,7 +463,16 @@ fn every_reason_to_leave_a_tensor_out() {
         reason::DERIVED => {
             vec!["layers.0.blocks.1.attn_mask", "head.mlp.1.num_batches_tracked"]
         }
-        reason::PROJECTION => vec!["head.mlp.0.bias", "head_dense.last_layer.weight_v"],
+        reason::PROJECTION => vec![
+            "head.mlp.0.bias",
+            "head_dense.last_layer.weight_v",
+            "head.0.weight",
+            "fc.2.bias",
+            "mlp2.0.weight",
+            "projector.linear_out.bias",
+            "predictor.1.running_mean",
+            "prototypes.weight",
+        ],
         reason::CLASSES => vec!["head.bias", "classifier.weight", "fc.weight"],
         _ => vec!["center", "center_grid", "optimizer.step"],
     };
@@ -495,6 +509,14 @@ fn one_parameter_and_parts_of_a_network() {
     let file = opened(&entries);
     let stored = StoredNetwork::find(&file, None).unwrap();
     assert!(!stored.has_part("head"), "a class head is no projection head");
+    let mut layers = exported(&params, Family::Swin, Naming::Esvit, Float::F32);
+    layers.push(floats("head.3.weight", &[2], vec![0.0; 2]));
+    layers.push(floats("head_contrastive.nl_0.dense.weight", &[2], vec![0.0; 2]));
+    let layers = opened(&layers);
+    let sequence = StoredNetwork::find(&layers, None).unwrap();
+    for (part, has) in [("head", true), ("head_contrastive", true), ("projector", false)] {
+        assert_eq!(sequence.has_part(part), has, "{part}");
+    }
     for (spec, value) in params.iter().filter(|(spec, _)| spec.name.contains("blocks.1")) {
         assert_eq!(stored.parameter(spec).unwrap(), value.to_vec::<f32>(), "{}", spec.name);
     }

@@ -93,7 +93,7 @@ macro_rules! whole {
     };
 }
 
-whole!(u32, f64, [f64; 2], [f64; 3], Vec<u32>);
+whole!(bool, u32, f64, [f64; 2], [f64; 3], Vec<u32>);
 
 /// Implements [`Describe`](describe::Describe) for a struct of these fields; a part of [`settings!`].
 #[doc(hidden)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use esvit_nn::Tensor;
 use esvit_nn::ops::{
-    Activation, AttentionValues, LinearValues, NormValues, Pairs, PrototypeLogits, Scales, Segment,
-    WindowMap, tokens_per_image,
+    Activation, AttentionValues, LinearValues, NormValues, Pairs, PrototypeLogits, RotaryAngles,
+    Scales, Segment, WindowMap, tokens_per_image,
 };
 
 /// A constant in the type of another tensor.
@@ -159,6 +159,36 @@ pub fn cross_attention(q: Tensor, kv: Tensor, images: &[[usize; 2]], heads: usiz
     Tensor::cat(context.collect(), 0)
 }
 
+/// Queries and keys of rows `[tokens of all images, 3 C]` turned: `(x, y)` of the two halves of a head's
+/// channels to `(x cos - y sin, y cos + x sin)`.
+pub fn rotary(qkv: Tensor, segments: &[Segment], angles: &[Arc<RotaryAngles>]) -> Tensor {
+    let ([_, width], mut first) = (qkv.dims(), 0);
+    let turned = segments.iter().zip(angles).map(|(segment, angles)| {
+        let (images, tokens) = (segment.images, angles.tokens);
+        let half = angles.cosines.len() / tokens;
+        let heads = width / 3 * 2 / (2 * half);
+        let own = qkv.clone().narrow(0, first, images * tokens);
+        first += images * tokens;
+        let values = own.clone().narrow(1, width / 3 * 2, width / 3);
+        let points = own.narrow(1, 0, width / 3 * 2).reshape([images, tokens, heads, 2, half]);
+        let [x, y] = [0, 1].map(|part| points.clone().narrow(3, part, 1));
+        let [cosines, sines] = [&angles.cosines, &angles.sines]
+            .map(|table| constant(table.clone(), [1, tokens, 1, 1, half], &qkv));
+        let left = x.clone() * &cosines - y.clone() * &sines;
+        let right = y * &cosines + x * &sines;
+        let points = Tensor::cat(vec![left, right], 3);
+        Tensor::cat(vec![points.reshape([images * tokens, width / 3 * 2]), values], 1)
+    });
+    Tensor::cat(turned.collect(), 0)
+}
+
+/// `silu(a) b` of rows `[a, b]`.
+pub fn swiglu(rows: Tensor) -> Tensor {
+    let half = rows.shape()[1] / 2;
+    let [a, b] = [0, half].map(|start| rows.clone().narrow(1, start, half));
+    a.clone() * a.sigmoid() * b
+}
+
 /// Multiplies rows by the scale of their image; `images` lists the rows of every image.
 fn scaled(branch: Tensor, images: &[usize], scales: Scales) -> Tensor {
     let Some(scales) = scales else { return branch };
@@ -299,6 +329,15 @@ pub fn cross_entropy(
     }
     let targets = constant(shares, [rows, teachers], &like).matmul(targets);
     -((student.matrix() / student_temp).log_softmax(1) * targets).sum()
+}
+
+/// InfoNCE of queries with a positive each and negatives that all share.
+pub fn info_nce(queries: Tensor, positives: Tensor, negatives: Tensor, temperature: f64) -> Tensor {
+    let rows = queries.shape()[0];
+    let own = (queries.clone() * positives).sum_dim(1);
+    let others = queries.matmul(negatives.transpose());
+    let logits = Tensor::cat(vec![own, others], 1) / temperature;
+    -logits.log_softmax(1).pick(&vec![0; rows]).mean()
 }
 
 /// For every query row of every group, the row of `keys` with the largest cosine similarity among

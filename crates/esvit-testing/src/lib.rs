@@ -6,6 +6,7 @@ mod close;
 pub mod composed;
 mod gradients;
 mod hash;
+pub mod losses;
 mod network;
 mod pair;
 

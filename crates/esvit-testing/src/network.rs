@@ -7,7 +7,9 @@ use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
-use esvit_nn::backbone::vit::{PositionResize, PositionTable, VitConfig};
+use esvit_nn::backbone::vit::{
+    MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
 use esvit_nn::{BackboneConfig, Device, Params};
 
 /// Two stages of one block each, for images of 32 pixels: maps of 8 and 4 tokens, windows of 4. A
@@ -25,21 +27,26 @@ pub fn tiny_swin() -> SwinConfig {
     }
 }
 
-/// Two blocks for images of 16 pixels: a map of 4 x 4 tokens after a class token and a register.
+/// Two blocks for images of 32 pixels: a map of 4 tokens after the class token, with a row of the
+/// table for each.
 pub fn tiny_vit() -> VitConfig {
     VitConfig {
-        img_size: 16,
-        patch_size: 4,
-        embed_dim: 6,
+        img_size: 32,
+        patch_size: 8,
+        embed_dim: 16,
         depth: 2,
         num_heads: 2,
-        mlp_ratio: 2.0,
+        mlp_ratio: 1.5,
         norm_eps: 1e-6,
-        register_tokens: 1,
+        register_tokens: 0,
         distillation_token: false,
         layer_scale: false,
-        position_table: PositionTable::default(),
-        position_resize: PositionResize::default(),
+        position_table: PositionTable::ClassAndPatches,
+        position_resize: PositionResize::Timm,
+        patch_embedding: PatchEmbedding::Linear,
+        qkv_bias: QkvBias::All,
+        mlp: MlpKind::Gelu,
+        mlp_norm: MlpNorm::LayerNorm,
     }
 }
 

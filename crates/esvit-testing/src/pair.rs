@@ -3,14 +3,16 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
+use esvit_nn::tape::{Backward, InputGradients, Operation, Saved, apply};
+use esvit_nn::tensor::Shape;
 use esvit_nn::{Collective, Tensor};
 
 /// One of two, which sends the other its values.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pair {
     rank: usize,
     to: Sender<Vec<f32>>,
-    from: Mutex<Receiver<Vec<f32>>>,
+    from: Arc<Mutex<Receiver<Vec<f32>>>>,
 }
 
 impl Pair {
@@ -30,7 +32,8 @@ impl Pair {
     fn connected() -> [Arc<dyn Collective>; 2] {
         let ((to_first, of_first), (to_second, of_second)) = (channel(), channel());
         [(0, to_second, of_first), (1, to_first, of_second)].map(|(rank, to, from)| {
-            let pair: Arc<dyn Collective> = Arc::new(Self { rank, to, from: Mutex::new(from) });
+            let pair: Arc<dyn Collective> =
+                Arc::new(Self { rank, to, from: Arc::new(Mutex::new(from)) });
             pair
         })
     }
@@ -62,11 +65,31 @@ impl Collective for Pair {
         Tensor::cat(self.both(&tensor).to_vec(), 0)
     }
 
-    fn all_gather_grad(&self, _tensor: Tensor) -> Tensor {
-        panic!("no loss here needs it")
+    fn all_gather_grad(&self, tensor: Tensor) -> Tensor {
+        apply(Gather(self.clone()), [tensor])
     }
 
     fn broadcast(&self, tensor: Tensor, root: usize) -> Tensor {
         self.both(&tensor)[root].clone()
+    }
+}
+
+/// [`Collective::all_gather`] with a gradient.
+#[derive(Debug)]
+struct Gather(Pair);
+
+impl Operation for Gather {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        inputs[0].with(0, 2 * inputs[0][0])
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
+        (self.0.all_gather(inputs[0].clone()), None)
+    }
+
+    fn backward(&self, pass: Backward<'_>) -> InputGradients {
+        let rows = pass.gradient.shape()[0] / 2;
+        let of_both = self.0.all_reduce(pass.gradient);
+        vec![Some(of_both.narrow(0, self.0.rank * rows, rows))]
     }
 }

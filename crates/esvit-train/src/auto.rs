@@ -174,6 +174,11 @@ impl Choosing<'_> {
 }
 
 impl Chooser {
+    /// The name of the recipe.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Whether a run goes on from a network that there is: its shape is to be among the settings that are
     /// given.
     pub fn goes_on(&self) -> bool {

@@ -66,6 +66,9 @@ struct BackboneFacts {
     model: BackboneConfig,
     preprocess: Preprocess,
     seed: u64,
+    /// The network that is evaluated: that of the teacher unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
 }
 
 /// What is measured of checkpoints to choose the best.
@@ -122,6 +125,7 @@ impl Metadata {
                 model: config.model.backbone.clone(),
                 preprocess: config.preprocess(),
                 seed: config.seed,
+                network: None,
             }),
         }
     }
@@ -194,6 +198,10 @@ pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<()
         if updates > 0 {
             metadata.updates.insert(spec.name.clone(), updates);
         }
+    }
+    let is_student = learner.teacher.is_some() && learner.objective.evaluates_student();
+    if let Some(backbone) = metadata.backbone.as_mut().filter(|_| is_student) {
+        backbone.network = Some("student".into());
     }
     write(path, &entries, &metadata)
 }
@@ -277,6 +285,12 @@ impl Checkpoint {
         })
     }
 
+    /// The network that is evaluated, of those of a run.
+    fn evaluated(&self) -> &str {
+        let backbone = self.metadata.as_ref().and_then(|metadata| metadata.backbone.as_ref());
+        backbone.and_then(|backbone| backbone.network.as_deref()).unwrap_or("teacher")
+    }
+
     /// Restores the whole state into `learner`.
     ///
     /// # Errors
@@ -334,7 +348,7 @@ impl Checkpoint {
         let keys = match has_both && key.is_none() {
             true if learner.teacher.is_some() => [Some("student"), Some("teacher")],
             // A student alone goes on from the network that is evaluated.
-            true => [Some("teacher"); 2],
+            true => [Some(self.evaluated()); 2],
             false => [key; 2],
         };
         let student = StoredNetwork::find(&self.file, keys[0])?;
@@ -411,12 +425,16 @@ impl Checkpoint {
     ) -> Result<(), CheckpointError> {
         let specs = learner.network.specs().clone();
         // The moments of one optimizer mean nothing to another one.
-        let stored = metadata.config(self.file.path()).map(|config| config.optim.name);
-        let kind = learner.optimizer.kind();
+        let stored = metadata.config(self.file.path()).map(|config| config.optim.optimizer());
+        let now = learner.optimizer.config();
+        let count = now.kind.moments();
         let has = |prefix: &&&str| self.file.tensors().iter().any(|t| t.name.starts_with(**prefix));
-        let is_same = stored.map_or(true, |stored| stored == kind)
-            || MOMENTS.iter().filter(has).count() == kind.moments();
-        let prefixes = if is_same { &MOMENTS[..kind.moments()] } else { &[] };
+        let has_as_many = || MOMENTS.iter().filter(has).count() == count;
+        let is_same = stored.map_or(true, |stored| {
+            stored.lr_in_momentum == now.lr_in_momentum
+                && (stored.kind == now.kind || has_as_many())
+        });
+        let prefixes = if is_same { &MOMENTS[..count] } else { &[] };
         for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
             let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
             let mut moments = Vec::new();

@@ -30,6 +30,8 @@ pub enum Origin {
     File(PathBuf),
     /// An `a.b=c` override.
     CommandLine,
+    /// What a variant changes, in a comparison of several.
+    Variant(String),
 }
 
 impl fmt::Display for Origin {
@@ -39,6 +41,7 @@ impl fmt::Display for Origin {
             Self::Recipe(name) => write!(formatter, "in recipe `{name}`"),
             Self::File(path) => write!(formatter, "in `{}`", path.display()),
             Self::CommandLine => write!(formatter, "on the command line"),
+            Self::Variant(name) => write!(formatter, "in variant `{name}`"),
         }
     }
 }
@@ -313,7 +316,7 @@ fn last_origin(layers: &[Layer], keys: &[String]) -> Origin {
 }
 
 /// Merges `over` into `base`, key by key.
-pub(crate) fn merge(base: &mut Table, over: &Table) {
+pub fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),

@@ -1,8 +1,10 @@
 //! One optimizer step of a network, its teacher and its objective.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_kernels::{buffer, profile};
+use esvit_nn::backbone::RowFeatures;
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, ParamSpec};
@@ -11,8 +13,11 @@ use esvit_nn::{
 };
 
 use crate::crop_chunks::CropChunks;
-use crate::objective::{EmaTiming, Health, MicroBatch, Objective, Pass, StepInfo, Teacher, Views};
-use crate::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
+use crate::objective::{
+    BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher,
+    Views, of_views,
+};
+use crate::optim::{self, ClipScope, Optimizer, OptimizerConfig, UpdateSettings};
 use crate::span::Span;
 
 /// Settings that are constant over a run.
@@ -88,24 +93,38 @@ pub struct NotFinite {
 pub struct Gradients {
     /// Of the network's trained parameters.
     pub values: ParamGradients,
-    losses: Losses,
-    buffers: Buffers,
+    pub(crate) losses: Losses,
+    pub(crate) buffers: Buffers,
     /// Number of micro-batches of all processes.
-    micro_batches: usize,
-    /// The next of them.
+    pub(crate) micro_batches: usize,
+    /// Number of micro-batches of this process.
+    pub(crate) own: usize,
+    /// The next of all.
     next: usize,
+    /// Micro-batches that wait for the others, where images of all are compared.
+    pub(crate) held: Vec<MicroBatch>,
     /// A teacher that follows before the forward pass, as it was.
     teacher_before: Option<Params>,
 }
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
 #[derive(Debug, Default)]
-struct Losses(Vec<(&'static str, Tensor)>);
+pub(crate) struct Losses(Vec<(&'static str, Tensor)>);
 
 /// Name of the weighted sum among [`Losses`]; parts have other names.
 const TOTAL: &str = "";
 
 impl Losses {
+    /// Adds the parts of a loss and its total, which it returns.
+    pub(crate) fn add_all(&mut self, loss: Loss) -> Tensor {
+        let total = loss.total();
+        self.add(TOTAL, total.clone());
+        for part in loss.parts {
+            self.add(part.name, part.value);
+        }
+        total
+    }
+
     fn add(&mut self, name: &'static str, value: Tensor) {
         let value = value.detach();
         match self.0.iter_mut().find(|sum| sum.0 == name) {
@@ -121,7 +140,7 @@ impl Losses {
 }
 
 /// New running statistics of student and teacher.
-type Buffers = [Vec<(ParamId, Tensor)>; 2];
+pub(crate) type Buffers = [Vec<(ParamId, Tensor)>; 2];
 
 /// A student, its objective and optimizer and, where the objective has one, the teacher that
 /// follows it.
@@ -148,12 +167,12 @@ impl Learner {
     pub fn new(
         network: Network,
         objective: Box<dyn Objective>,
-        kind: OptimizerKind,
+        optimizer: impl Into<OptimizerConfig>,
         settings: LearnerSettings,
         device: &Device,
     ) -> Self {
         let student = Params::init(network.specs(), settings.seed, device);
-        let optimizer = Optimizer::new(kind, network.specs(), device);
+        let optimizer = Optimizer::new(optimizer, network.specs(), device);
         let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
         let teacher = follows.then(|| student.clone());
         let collective = Solo::shared();
@@ -170,8 +189,12 @@ impl Learner {
         self.student.is_finite() && self.teacher.as_ref().is_none_or(Params::is_finite)
     }
 
-    /// The parameters to evaluate: the teacher's, or the student's if there is none.
+    /// The parameters to evaluate: the teacher's, or the student's if there is none or the objective
+    /// says so.
     pub fn evaluated(&self) -> &Params {
+        if self.objective.evaluates_student() {
+            return &self.student;
+        }
         self.teacher.as_ref().unwrap_or(&self.student)
     }
 
@@ -199,6 +222,11 @@ impl Learner {
         at: &StepInfo,
     ) -> Result<StepResult, NotFinite> {
         self.average(&mut gradients);
+        for (index, spec) in self.network.specs().iter().enumerate() {
+            if self.objective.is_fixed(spec) {
+                gradients.values.clear(index);
+            }
+        }
         let (grad_norm, scales) = profile::time("norms of gradients", 0, || {
             optim::clip(&gradients.values, self.settings.clip_grad, self.settings.clip_scope)
         });
@@ -293,6 +321,8 @@ impl Learner {
             losses: Losses::default(),
             buffers: Buffers::default(),
             micro_batches: micro_batches * self.collective.world(),
+            own: micro_batches,
+            held: Vec::new(),
             // Micro-batches are counted over all processes, so that random numbers do not depend on
             // how many there are.
             next: self.collective.rank() * micro_batches,
@@ -312,6 +342,7 @@ impl Learner {
 
     /// Takes back what a step has changed that will not be ended.
     pub fn abandon(&mut self, gradients: Gradients) {
+        self.objective.abandon_step(&mut self.student);
         if gradients.teacher_before.is_some() {
             self.teacher = gradients.teacher_before;
         }
@@ -335,6 +366,9 @@ impl Learner {
     ) -> bool {
         let index = sum.next;
         sum.next += 1;
+        if sum.own > 1 && self.objective.compares_images() {
+            return self.add_compared(sum, batch, at, stop);
+        }
         let is_frozen = at.is_within(self.settings.freeze_backbone);
         let precision = self.settings.precision;
         let images = batch.images();
@@ -345,27 +379,21 @@ impl Learner {
             .with_precision(precision)
             .with_collective(collective)
             .after(of_teacher);
-        let frozen;
-        let teacher = match self.objective.teacher(at) {
-            Teacher::None => None,
-            Teacher::Shared => Some((&self.network, &self.student, &teacher_ctx)),
-            Teacher::Ema { .. } => {
-                self.teacher.as_ref().map(|params| (&self.network, params, &teacher_ctx))
-            }
-            Teacher::Frozen(teacher) => {
-                frozen = (teacher, ForwardCtx::eval().with_precision(precision));
-                Some((&frozen.0.network, &frozen.0.params, &frozen.1))
-            }
-        };
+        let frozen_ctx = ForwardCtx::eval().with_precision(precision);
+        let kind = self.objective.teacher(at);
+        let networks = (&self.network, &self.student, self.teacher.as_ref());
+        let teacher = teacher_network(&kind, networks, [&teacher_ctx, &frozen_ctx]);
         let seen = match teacher {
             Some(_) => self.objective.teacher_input(batch),
             None => Vec::new(),
         };
+        let at_hand = seen_by_teacher(&*self.objective, batch.views.len());
+        let whose = self.objective.batch_statistics();
         let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
             params,
-            features: network.features(params, &seen, ctx),
+            features: features(network, params, &seen, ctx, whose),
             ctx,
-            views: Views::all(seen.len()),
+            views: Views { total: at_hand.end, at_hand },
             batch: seen[0].shape()[0],
         });
         self.objective.targets(batch, teacher, at, &*self.collective);
@@ -391,7 +419,7 @@ impl Learner {
             let tape = Tape::new();
             // What does not learn is not on the tape: no gradient is computed, and no activation saved.
             let params = self.student.tracked_where(&tape, |spec| !is_frozen || is_of_head(spec));
-            let features = self.network.features(&params, &views[at_hand.clone()], &ctx);
+            let features = features(&self.network, &params, &views[at_hand.clone()], &ctx, whose);
             let pass = Pass {
                 params: &params,
                 features,
@@ -400,11 +428,7 @@ impl Learner {
                 batch: images,
             };
             let loss = self.objective.loss(pass, at, &*self.collective);
-            let total = loss.total();
-            sum.losses.add(TOTAL, total.clone());
-            for part in loss.parts {
-                sum.losses.add(part.name, part.value);
-            }
+            let total = sum.losses.add_all(loss);
             // A loss of the backbone alone has nothing to learn from while that is frozen.
             if total.is_tracked() {
                 sum.values.add_backward(&tape, &params, &total);
@@ -420,4 +444,39 @@ impl Learner {
 /// Whether a parameter belongs to a head.
 fn is_of_head(spec: &ParamSpec) -> bool {
     !spec.part.is_backbone()
+}
+
+/// Of a teacher its network, its parameters and the context of its passes; `networks` are the network
+/// with the parameters of the student and of a teacher that follows it, `contexts` those of a teacher
+/// in training and of one that does not learn.
+pub(crate) fn teacher_network<'a>(
+    kind: &'a Teacher,
+    (network, student, follower): (&'a Network, &'a Params, Option<&'a Params>),
+    [training, frozen]: [&'a ForwardCtx; 2],
+) -> Option<(&'a Network, &'a Params, &'a ForwardCtx)> {
+    match kind {
+        Teacher::None => None,
+        Teacher::Shared => Some((network, student, training)),
+        Teacher::Ema { .. } => follower.map(|params| (network, params, training)),
+        Teacher::Frozen(teacher) => Some((&teacher.network, &teacher.params, frozen)),
+    }
+}
+
+/// Of so many views those that a teacher sees.
+pub(crate) fn seen_by_teacher(objective: &dyn Objective, views: usize) -> Range<usize> {
+    of_views(objective.teacher_views(), views)
+}
+
+/// View and region features of views.
+pub(crate) fn features(
+    network: &Network,
+    params: &Params,
+    views: &[Tensor],
+    ctx: &ForwardCtx,
+    statistics: BatchStatistics,
+) -> RowFeatures {
+    match statistics {
+        BatchStatistics::PerSize => network.features(params, views, ctx),
+        BatchStatistics::PerView => network.features_by_crop(params, views, ctx),
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod auto;
 pub mod checkpoint;
+mod compared;
 pub mod config;
 pub mod config_text;
 pub mod crop_chunks;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod schedule;
 pub mod span;
 pub mod tensorboard;
+pub mod variants;
 
 pub use config::Config;
 pub use crop_chunks::CropChunks;

@@ -7,7 +7,8 @@ use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
 use crate::config::Config;
-use crate::objective::{StepInfo, Teacher};
+use crate::learner::seen_by_teacher;
+use crate::objective::{Chunking, StepInfo, Teacher};
 
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
@@ -32,7 +33,8 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let sums = if several { 1.0 } else { 0.0 };
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
     let networks = if follows { 2.0 } else { 1.0 };
-    let state = 4.0 * (networks * count(false) + (moments + 1.0 + sums) * count(true));
+    let state = 4.0 * (networks * count(false) + (moments + 1.0 + sums) * count(true))
+        + config.objective.settings().state_memory();
 
     let precision = config.train.precision();
     let size = match precision {
@@ -43,25 +45,32 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         let tokens = backbone.last_map(side).pow(2) as f64;
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
     };
-    let seen = objective.teacher_views().min(sizes.len());
+    let seen = seen_by_teacher(&*objective, sizes.len());
     let settings = config.objective.settings();
-    let teacher_logits: f64 = sizes[..seen].iter().map(|&side| heads(side).teacher_logits).sum();
+    let teacher_logits: f64 =
+        sizes[seen.clone()].iter().map(|&side| heads(side).teacher_logits).sum();
     let teacher: f64 =
-        sizes[..seen].iter().map(|&side| settings.teacher_bytes(side, precision)).sum();
+        sizes[seen].iter().map(|&side| settings.teacher_bytes(side, precision)).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
     let mut costs = BTreeMap::new();
     for &size in &sizes {
         costs.entry(size).or_insert_with(|| backbone.cost([size; 2], 0.0, &ctx));
     }
+    // Where images of several micro-batches are compared, heads and loss come in a pass of their own.
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
+    let is_apart = compares && micro_batch < config.train.batch_size;
     // Memory of the pass over some crops of all images.
     let pass = |crops: &[usize]| -> f64 {
         let [mut saved, mut largest, mut logits] = [0.0, 0.0, teacher_logits];
         for &crop in crops {
             let (cost, heads) = (costs[&crop], heads(crop));
-            saved += cost.saved_bytes + heads.saved;
+            saved += cost.saved_bytes;
             largest += cost.largest;
-            logits += heads.student_logits;
+            if !is_apart {
+                saved += heads.saved;
+                logits += heads.student_logits;
+            }
         }
         // At the largest map: gradients of the hidden layer and of the branch, the residual
         // stream and its gradient; besides, the layers of heads and exponentials of logits.
@@ -71,12 +80,19 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     };
     let activations = passes.into_iter().map(|crops| pass(&sizes[crops])).fold(0.0, f64::max);
     let pixels: f64 = sizes.iter().map(|&size| (3 * size * size) as f64).sum();
+    let of_heads: f64 = sizes.iter().map(|&side| heads(side).saved).sum();
+    // All images wait, one by one and joined.
+    let [apart, waiting] = match is_apart {
+        true => [of_heads, 8.0 * pixels].map(|bytes| config.train.batch_size as f64 * bytes),
+        false => [0.0; 2],
+    };
     let loader = pixels * micro_batch as f64 * (config.data.prefetch as f64 + 2.0)
         + (config.data.cache_mb << 20) as f64;
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
     let teacher = micro_batch as f64 * teacher + settings.held_bytes();
-    BASE + MARGIN * (state + activations + teacher) + loader + input
+    let computed = MARGIN * (state + activations.max(apart) + teacher);
+    BASE + computed + loader + input + waiting
 }
 
 /// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
@@ -85,8 +101,9 @@ const MICRO_BATCH_FLOP: f64 = 1e12;
 
 /// The micro-batch of a run that does not choose one: the largest equal part of a process's share of
 /// the batch that is of no more than a trillion operations and takes no more than half of
-/// the memory that is `available`, if that is known. An objective that compares all images of a
-/// micro-batch gets all of them, and so does a network that normalizes by them.
+/// the memory that is `available`, if that is known. Where all images must go through at once, these are
+/// all; where images of a step are compared, as many as half of the memory holds, since each micro-batch
+/// goes through twice if there are several.
 pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usize {
     let share = config.train.batch_size / world;
     if config.sees_all_at_once() {
@@ -96,9 +113,10 @@ pub fn micro_batch(config: &Config, world: usize, available: Option<f64>) -> usi
     let macs = |size: u32| config.model.backbone.cost([size as usize; 2], 0.0, &ctx).macs;
     // Forward and backward pass of all views, two operations a multiply-accumulate.
     let flop = 6.0 * config.views.sizes().into_iter().map(macs).sum::<f64>();
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
     let fits = |&images: &usize| {
         share.is_multiple_of(images)
-            && images as f64 * flop <= MICRO_BATCH_FLOP
+            && (compares || images as f64 * flop <= MICRO_BATCH_FLOP)
             && available.is_none_or(|bytes| estimate(config, images) <= 0.5 * bytes)
     };
     (1..=share).rev().find(fits).unwrap_or(1)
@@ -109,9 +127,9 @@ pub fn checkpoint_bytes(config: &Config) -> f64 {
     let (network, objective) = config.network(&Device::Cpu, 0);
     let values: usize = network.specs().iter().map(|spec| spec.len()).sum();
     let follows = matches!(objective.teacher(&StepInfo::FIRST), Teacher::Ema { .. });
-    let state: usize = objective.state().iter().map(|state| state.value.numel()).sum();
-    let networks = if follows { 2.0 } else { 1.0 } + config.optim.name.moments() as f64;
-    4.0 * (values as f64 * networks + state as f64)
+    let networks = if follows { 2.0 } else { 1.0 };
+    4.0 * values as f64 * (networks + config.optim.name.moments() as f64)
+        + config.objective.settings().state_memory()
 }
 
 /// Memory that is free for this process, in bytes: what the system has available, and what a control
@@ -297,7 +315,7 @@ mod tests {
             change(&mut config);
             config
         };
-        for name in [OptimizerKind::Sgd, OptimizerKind::Lars] {
+        for name in [OptimizerKind::Sgd, OptimizerKind::Lars, OptimizerKind::Larc] {
             let found = estimate(&with(&|config| config.optim.name = name), 4);
             check(found, expected(state(1, 1), 4.0));
         }
@@ -318,6 +336,38 @@ mod tests {
             (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
         let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 4.0 * 9.0 + 1048576.0;
         check(estimate(&view, 4), expected);
+    }
+
+    /// A queue counts once, whatever the batch is, and is in checkpoints.
+    #[test]
+    fn queues_take_memory() {
+        let with = |length: usize| {
+            let length = format!("objective.queue_length={length}");
+            let texts = ["objective.name=mocov2", "objective.out_dim=1024", &length];
+            let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+            Config::resolve(layers.into()).unwrap()
+        };
+        let (short, long) = (with(1000), with(2000));
+        let keys = 1000.0 * 1024.0 * 4.0;
+        assert_eq!(checkpoint_bytes(&long) - checkpoint_bytes(&short), keys);
+        for images in [1, 4] {
+            // Besides, a few logits of each view.
+            let found = estimate(&long, images) - estimate(&short, images);
+            assert!((1.2 * keys..1.5 * keys).contains(&found), "{found} instead of {keys}");
+        }
+    }
+
+    /// Images that are compared go through together as far as the memory holds, and no less than one by
+    /// one.
+    #[test]
+    fn compared_images_fill_the_memory() {
+        let layers = ["objective.name=mocov3", "train.batch_size=64", "train.precision=f32"]
+            .map(|text| crate::config_text::parse_override(text).unwrap());
+        let config = Config::resolve(layers.into()).unwrap();
+        assert_eq!(micro_batch(&config, 1, None), 64);
+        let half = |images| 2.0 * estimate(&config, images);
+        assert_eq!(micro_batch(&config, 1, Some(half(16))), 16);
+        assert_eq!(micro_batch(&config, 1, Some(1.0)), 1);
     }
 
     /// As much as is quick, or as half of the memory holds; all at once where all are compared.

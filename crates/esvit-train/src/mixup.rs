@@ -3,8 +3,10 @@
 //! Image `i` of a batch is mixed with image `B - 1 - i`, with one share or one box per crop. Only
 //! the student sees mixed images.
 
+use std::ops::Range;
+
 use esvit_kernels::rng::Rng;
-use esvit_nn::{Device, Tensor};
+use esvit_nn::Tensor;
 use esvit_settings::{SettingError, check, settings};
 
 /// RNG purpose of mixup.
@@ -60,28 +62,46 @@ pub fn mix(
 ) -> (Vec<Tensor>, Vec<Vec<f32>>) {
     let mixed = crops.iter().enumerate().map(|(crop, images)| {
         let [batch, _, height, width] = images.dims();
-        let device = images.device();
         if crop >= config.views {
             return (images.clone(), matrix(batch, 1.0));
         }
         let [step, micro_batch] = place;
         let mut rng = Rng::for_purpose(seed, MIXUP_PURPOSE, [step, micro_batch, crop as u64]);
-        let reversed = images.clone().flip(0);
         let (images, share) = if rng.chance(config.switch_prob) {
             let share = beta(&mut rng, config.cutmix_alpha);
-            let (mask, share) = cut(&mut rng, [height, width], share, &device);
-            (images.clone() * (-mask.clone() + 1.0) + reversed * mask, share)
+            pasted(images, cut(&mut rng, [height, width], share))
         } else {
             let share = beta(&mut rng, config.mixup_alpha);
-            (images.clone() * share + reversed * (1.0 - share), share)
+            (blended(images, share), share)
         };
         (images, matrix(batch, share))
     });
     mixed.unzip()
 }
 
+/// Mixup: images `[B, 3, H, W]` of which each has a `share`, and the rest is of the image that it is
+/// mixed with.
+pub fn blended(images: &Tensor, share: f64) -> Tensor {
+    let reversed = images.clone().flip(0);
+    images.clone() * share + reversed * (1.0 - share)
+}
+
+/// CutMix: images `[B, 3, H, W]` with a box, rows and columns, of the image that each is mixed with; and
+/// the share of pixels outside.
+pub fn pasted(images: &Tensor, [rows, columns]: [Range<usize>; 2]) -> (Tensor, f64) {
+    let [_, _, height, width] = images.dims();
+    let area = rows.len() * columns.len();
+    let mask = (0..height * width)
+        .map(|i| f32::from(rows.contains(&(i / width)) && columns.contains(&(i % width))))
+        .collect();
+    let mask = Tensor::new::<f32>(mask, [1, 1, height, width], &images.device());
+    let reversed = images.clone().flip(0);
+    let mixed = images.clone() * (-mask.clone() + 1.0) + reversed * mask;
+    (mixed, 1.0 - area as f64 / (height * width) as f64)
+}
+
 /// `share` of each image and the rest of the one that it is mixed with, `[B, B]`.
-fn matrix(batch: usize, share: f64) -> Vec<f32> {
+pub fn matrix(batch: usize, share: f64) -> Vec<f32> {
     let [own, other] = [share as f32, (1.0 - share) as f32];
     let entry = |i: usize| {
         let (row, column) = (i / batch, i % batch);
@@ -91,24 +111,15 @@ fn matrix(batch: usize, share: f64) -> Vec<f32> {
     (0..batch * batch).map(entry).collect()
 }
 
-/// A CutMix box, cut off at the edges: its mask `[1, 1, H, W]`, 1 inside, and the share of pixels
-/// outside.
-fn cut(rng: &mut Rng, [height, width]: [usize; 2], share: f64, device: &Device) -> (Tensor, f64) {
+/// The rows and columns of a CutMix box, cut off at the edges.
+fn cut(rng: &mut Rng, [height, width]: [usize; 2], share: f64) -> [Range<usize>; 2] {
     let side = (1.0 - share).sqrt();
     let mut range = |size: usize| {
         let half = (size as f64 * side) as usize / 2;
         let center = rng.below(size as u64) as usize;
         center.saturating_sub(half)..(center + half).min(size)
     };
-    let (rows, columns) = (range(height), range(width));
-    let area = rows.len() * columns.len();
-    let mask = (0..height * width)
-        .map(|i| f32::from(rows.contains(&(i / width)) && columns.contains(&(i % width))))
-        .collect();
-    (
-        Tensor::new::<f32>(mask, [1, 1, height, width], device),
-        1.0 - area as f64 / (height * width) as f64,
-    )
+    [range(height), range(width)]
 }
 
 /// A sample of Beta(alpha, alpha), by Jöhnk's method.
@@ -125,6 +136,7 @@ fn beta(rng: &mut Rng, alpha: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use esvit_nn::Device;
 
     /// With images that are constant, an image's mean is what its row of the matrix says.
     #[test]
@@ -218,10 +230,13 @@ mod tests {
         let device = Device::Cpu;
         let mut rng = Rng::new(3, [0; 3]);
         let [height, width, draws] = [60, 90, 3000];
+        // A black image and a white one: what is white in the first is the box.
+        let levels = [vec![0f32; height * width], vec![1.0; height * width]].concat();
+        let images = Tensor::new(levels, [2, 1, height, width], &device);
         let (mut area, mut rows_hit, mut columns_hit) = (0.0, [0; 60], [0; 90]);
         for _ in 0..draws {
-            let (mask, share) = cut(&mut rng, [height, width], 1.0 - 0.36, &device);
-            let mask = mask.to_vec::<f32>();
+            let pasted = pasted(&images, cut(&mut rng, [height, width], 1.0 - 0.36));
+            let (mask, share) = (pasted.0.narrow(0, 0, 1).to_vec::<f32>(), pasted.1);
             let filled = mask.iter().filter(|&&value| value == 1.0).count();
             assert!(mask.iter().all(|&value| value == 0.0 || value == 1.0));
             assert!((share - (1.0 - filled as f64 / 5400.0)).abs() < 1e-12);

@@ -1,9 +1,9 @@
-//! Optimizers with the parameter groups of the official code: weight decay on tensors of two or
-//! more dimensions that are not biases.
+//! Optimizers, with the parameter groups of the official codes: which parameters weight decay
+//! applies to, and which steps LARS and LARC scale.
 
 use std::sync::Arc;
 
-use esvit_nn::ops::{self, Update, UpdateRule};
+use esvit_nn::ops::{self, Trust, Update, UpdateRule};
 use esvit_nn::params::{ParamList, ParamSpec, Part, Role};
 use esvit_nn::{Device, ParamGradients, Params, Tensor};
 use serde::{Deserialize, Serialize};
@@ -17,37 +17,102 @@ pub enum OptimizerKind {
     AdamW,
     /// SGD with momentum 0.9; weight decay is added to the gradient.
     Sgd,
-    /// LARS with momentum 0.9 and trust coefficient 0.001; vectors are neither scaled nor decayed.
+    /// SGD whose steps are scaled by the trust ratio of LARS; see [`Trust::Lars`].
     Lars,
+    /// SGD whose steps are scaled by the trust ratio of LARC; see [`Trust::Larc`].
+    Larc,
 }
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
-const MOMENTUM: f64 = 0.9;
+/// Decay of the momentum buffer of all optimizers but AdamW.
+pub const MOMENTUM: f64 = 0.9;
 const TRUST: f64 = 0.001;
 
 impl OptimizerKind {
     /// Number of moments per value.
     pub fn moments(self) -> usize {
-        self.rule().moments()
+        match self {
+            Self::AdamW => 2,
+            Self::Sgd | Self::Lars | Self::Larc => 1,
+        }
+    }
+}
+
+/// Which parameters weight decay applies to. LARS and LARC scale the steps of the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decayed {
+    /// Tensors of two or more dimensions that are not biases.
+    #[default]
+    Matrices,
+    /// All parameters, norms and biases too: MoCo v2, DenseCL, SwAV, and MoCo v3 with AdamW.
+    All,
+}
+
+/// What an optimizer does, learning rate and weight decay apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerConfig {
+    /// Its kind.
+    pub kind: OptimizerKind,
+    /// Which parameters are decayed.
+    pub decayed: Decayed,
+    /// Whether the learning rate multiplies what is added to the momentum buffer, as in TensorFlow
+    /// and SimCLR, and not the buffer, as in PyTorch. AdamW has no such buffer.
+    pub lr_in_momentum: bool,
+    /// Trust coefficient of LARS and LARC.
+    pub trust_coefficient: f64,
+}
+
+impl From<OptimizerKind> for OptimizerConfig {
+    /// The optimizers of EsViT's and DINO's code; LARC as in SwAV, but for the decay of norms and
+    /// biases.
+    fn from(kind: OptimizerKind) -> Self {
+        let (decayed, trust_coefficient) = (Decayed::Matrices, TRUST);
+        Self { kind, decayed, lr_in_momentum: false, trust_coefficient }
+    }
+}
+
+impl OptimizerConfig {
+    /// Whether moments of the other optimizer mean the same to this one.
+    pub fn shares_moments(&self, other: &Self) -> bool {
+        self.kind.moments() == other.kind.moments() && self.lr_in_momentum == other.lr_in_momentum
     }
 
-    fn rule(self) -> UpdateRule {
-        match self {
-            Self::AdamW => UpdateRule::AdamW { betas: [BETA1, BETA2], eps: EPS },
-            Self::Sgd | Self::Lars => UpdateRule::Sgd { momentum: MOMENTUM },
+    fn rule(&self) -> UpdateRule {
+        match self.kind {
+            OptimizerKind::AdamW => UpdateRule::AdamW { betas: [BETA1, BETA2], eps: EPS },
+            OptimizerKind::Sgd | OptimizerKind::Lars | OptimizerKind::Larc => {
+                UpdateRule::Sgd { momentum: MOMENTUM, lr_in_momentum: self.lr_in_momentum }
+            }
         }
+    }
+
+    /// Whether weight decay applies to a parameter.
+    fn decays(&self, spec: &ParamSpec) -> bool {
+        self.decayed == Decayed::All || spec.is_decayed
+    }
+
+    /// How the step of a parameter is scaled, if it is.
+    fn trust(&self, spec: &ParamSpec) -> Option<Trust> {
+        let share = self.trust_coefficient;
+        let trust = match self.kind {
+            OptimizerKind::AdamW | OptimizerKind::Sgd => return None,
+            OptimizerKind::Lars => Trust::Lars { share },
+            OptimizerKind::Larc => Trust::Larc { share },
+        };
+        (self.decayed == Decayed::All || spec.shape.len() != 1).then_some(trust)
     }
 }
 
 /// An optimizer with its state for every parameter of a network.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
-    kind: OptimizerKind,
+    config: OptimizerConfig,
     list: Arc<ParamList>,
-    /// AdamW: running means of the gradient and of its square; SGD, LARS: the momentum buffer. Each
-    /// has the values of all trained parameters, where [`ParamList::range`] says.
+    /// AdamW: running means of the gradient and of its square; the others: the momentum buffer.
+    /// Each has the values of all trained parameters, where [`ParamList::range`] says.
     moments: Vec<Tensor>,
     /// Number of updates of every parameter, without frozen steps.
     updates: Vec<u64>,
@@ -55,15 +120,21 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// An optimizer without state.
-    pub fn new(kind: OptimizerKind, list: &Arc<ParamList>, device: &Device) -> Self {
+    pub fn new(config: impl Into<OptimizerConfig>, list: &Arc<ParamList>, device: &Device) -> Self {
+        let config = config.into();
         let moment = |_| Tensor::zeros([list.trained_len()], device);
-        let moments = (0..kind.rule().moments()).map(moment).collect();
-        Self { kind, list: list.clone(), moments, updates: vec![0; list.len()] }
+        let moments = (0..config.kind.moments()).map(moment).collect();
+        Self { config, list: list.clone(), moments, updates: vec![0; list.len()] }
+    }
+
+    /// What it does.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
     }
 
     /// The kind of optimizer.
     pub fn kind(&self) -> OptimizerKind {
-        self.kind
+        self.config.kind
     }
 
     /// Number of updates of the parameter of this index.
@@ -103,7 +174,7 @@ impl Optimizer {
         settings: &UpdateSettings<'_>,
     ) {
         let updates = self.plan(gradients, settings);
-        let rule = self.kind.rule();
+        let rule = self.config.rule();
         let values = params.flat_mut();
         let Some((teacher, momentum)) = teacher else {
             ops::update(rule, values, &mut self.moments, None, &updates, scales);
@@ -125,9 +196,7 @@ impl Optimizer {
         for (index, spec) in self.list.iter().enumerate() {
             let Some(gradient) = gradients.get(index) else { continue };
             self.updates[index] += 1;
-            let is_vector = spec.shape.len() == 1;
-            let is_lars = self.kind == OptimizerKind::Lars;
-            let is_decayed = spec.is_decayed && !(is_lars && is_vector);
+            let is_decayed = self.config.decays(spec);
             updates.push(Update {
                 gradient,
                 range: self.list.range(index),
@@ -135,7 +204,7 @@ impl Optimizer {
                 lr: settings.lrs[index],
                 weight_decay: if is_decayed { settings.weight_decay } else { 0.0 },
                 updates: self.updates[index],
-                trust: (is_lars && !is_vector).then_some(TRUST),
+                trust: self.config.trust(spec),
             });
         }
         updates
@@ -206,8 +275,19 @@ mod tests {
     use esvit_nn::params::{Init, Registry};
     use esvit_testing::assert_close;
 
-    const KINDS: [OptimizerKind; 3] =
-        [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Lars];
+    /// Every kind with every choice of the parameters that it decays and of the place of the rate.
+    fn configs() -> Vec<OptimizerConfig> {
+        use OptimizerKind::{AdamW, Larc, Lars, Sgd};
+        let mut configs = Vec::new();
+        for kind in [AdamW, Sgd, Lars, Larc] {
+            for decayed in [Decayed::Matrices, Decayed::All] {
+                for lr_in_momentum in [false, true] {
+                    configs.push(OptimizerConfig { decayed, lr_in_momentum, ..kind.into() });
+                }
+            }
+        }
+        configs
+    }
 
     const LR: f64 = 0.5;
     const WEIGHT_DECAY: f64 = 0.04;
@@ -242,7 +322,7 @@ mod tests {
         gradients
     }
 
-    /// A parameter in f64 with its average and its moments, updated as PyTorch does.
+    /// A parameter in f64 with its average and its moments, updated as the official codes do.
     struct Defined {
         is_matrix: bool,
         value: Vec<f64>,
@@ -258,12 +338,13 @@ mod tests {
             Self { is_matrix, value: of(value), average: of(average), moments, updates: 0 }
         }
 
-        fn update(&mut self, kind: OptimizerKind, gradient: &[f64]) {
+        fn update(&mut self, config: &OptimizerConfig, gradient: &[f64]) {
             let lr = LR;
-            let decay = if self.is_matrix { WEIGHT_DECAY } else { 0.0 };
+            let is_chosen = self.is_matrix || config.decayed == Decayed::All;
+            let decay = if is_chosen { WEIGHT_DECAY } else { 0.0 };
             self.updates += 1;
             let [first, second] = &mut self.moments;
-            if kind == OptimizerKind::AdamW {
+            if config.kind == OptimizerKind::AdamW {
                 let correction = |beta: f64| 1.0 - beta.powi(self.updates as i32);
                 for (i, gradient) in gradient.iter().enumerate() {
                     self.value[i] *= 1.0 - lr * decay;
@@ -276,11 +357,22 @@ mod tests {
                 let steps = gradient.iter().zip(&self.value);
                 let steps: Vec<f64> = steps.map(|(step, value)| step + decay * value).collect();
                 let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
-                let is_adapted = kind == OptimizerKind::Lars && self.is_matrix;
-                let trust = if is_adapted { 0.001 * norm(&self.value) / norm(&steps) } else { 1.0 };
+                let size = norm(&self.value);
+                let trust = match config.kind {
+                    OptimizerKind::Lars if is_chosen => 0.001 * size / norm(&steps),
+                    OptimizerKind::Larc if is_chosen => {
+                        0.001 * size / (norm(gradient) + decay * size + 1e-8)
+                    }
+                    _ => 1.0,
+                };
                 for (i, step) in steps.iter().enumerate() {
-                    first[i] = 0.9 * first[i] + trust * step;
-                    self.value[i] -= lr * first[i];
+                    if config.lr_in_momentum {
+                        first[i] = 0.9 * first[i] + lr * trust * step;
+                        self.value[i] -= first[i];
+                    } else {
+                        first[i] = 0.9 * first[i] + trust * step;
+                        self.value[i] -= lr * first[i];
+                    }
                 }
             }
             for (average, value) in self.average.iter_mut().zip(&self.value) {
@@ -298,11 +390,11 @@ mod tests {
         let start = [0.3f32, -0.7, 0.0, 1.5, -0.2, 0.9];
         let average = start.map(|value| value * 0.5 + 0.25);
         let list = list(&[&[2, 3], &[6]]);
-        for kind in KINDS {
+        for config in configs() {
             let params =
                 |values: [f32; 6]| Params::from_fn(&list, &Device::Cpu, |_| values.to_vec());
             let [mut student, mut teacher, mut alone] = [start, average, start].map(params);
-            let new = || Optimizer::new(kind, &list, &Device::Cpu);
+            let new = || Optimizer::new(config, &list, &Device::Cpu);
             let [mut with_ema, mut without] = [new(), new()];
             let mut defined = [true, false].map(|matrix| Defined::new(matrix, &start, &average));
             for step in 0..4 {
@@ -314,9 +406,9 @@ mod tests {
                 with_ema.step(&mut student, follower, &gradients, &scales(&SCALES), &SETTINGS);
                 without.step(&mut alone, None, &gradients, &scales(&SCALES), &SETTINGS);
                 for (index, defined) in defined.iter_mut().enumerate() {
-                    let what = |of: &str| format!("{of} {index}, {kind:?}, step {step}");
+                    let what = |of: &str| format!("{of} {index}, {config:?}, step {step}");
                     let gradient = found[index].map(|g| f64::from(g) * SCALES[index]);
-                    defined.update(kind, &gradient);
+                    defined.update(&config, &gradient);
                     let close = |of: &str, found: &Tensor, expected: &[f64]| {
                         assert_close(&what(of), &found.to_vec::<f32>(), expected, 2e-6);
                     };
@@ -325,7 +417,7 @@ mod tests {
                     close("average", &teacher.value(index), &defined.average);
                     for optimizer in [&with_ema, &without] {
                         let moments = optimizer.moments(index);
-                        let expected = if kind == OptimizerKind::AdamW { 2 } else { 1 };
+                        let expected = if config.kind == OptimizerKind::AdamW { 2 } else { 1 };
                         assert_eq!(moments.len(), expected, "{}", what("moments"));
                         for (found, expected) in moments.iter().zip(&defined.moments) {
                             close("moment", found, expected);
@@ -359,6 +451,52 @@ mod tests {
             for params in [student, alone] {
                 assert_close("values", &params.value(0).to_vec::<f32>(), &expected, 2e-6);
             }
+        }
+    }
+
+    /// Without decay the first step of LARS and LARC is a thousandth of the tensor times the rate,
+    /// however large the gradient is.
+    #[test]
+    fn steps_are_a_share_of_the_tensor() {
+        let list = list(&[&[2, 3]]);
+        let values = [0.3f32, -0.7, 0.1, 1.5, -0.2, 0.9];
+        let norm = |values: &[f32]| {
+            values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+        };
+        let settings = UpdateSettings { lrs: &[LR], weight_decay: 0.0 };
+        let adapts = |config: &OptimizerConfig| {
+            matches!(config.kind, OptimizerKind::Lars | OptimizerKind::Larc)
+        };
+        for config in configs().into_iter().filter(adapts) {
+            for size in [1e-3f32, 1.0, 1e4] {
+                let gradient = values.map(|value| (value * 5.0).cos() * size);
+                let gradients = gradients(&list, &[Some(&gradient)]);
+                let mut params = Params::from_fn(&list, &Device::Cpu, |_| values.to_vec());
+                let mut optimizer = Optimizer::new(config, &list, &Device::Cpu);
+                optimizer.step(&mut params, None, &gradients, &scales(&[1.0]), &settings);
+                let after = params.value(0).to_vec::<f32>();
+                let step: Vec<f32> = after.iter().zip(values).map(|(a, b)| a - b).collect();
+                let share = norm(&step) / norm(&values) / LR;
+                // Values are rounded to a tenth of a thousandth of the step.
+                assert!((share / TRUST - 1.0).abs() < 1e-3, "{config:?}, {size}: {share}");
+            }
+        }
+    }
+
+    /// Moments of one value each mean the same, unless the learning rate is inside of them.
+    #[test]
+    fn moments_that_another_optimizer_can_use() {
+        use OptimizerKind::{AdamW, Larc, Lars, Sgd};
+        let outside = OptimizerConfig::from;
+        let inside = |kind: OptimizerKind| OptimizerConfig { lr_in_momentum: true, ..kind.into() };
+        for (before, now, expected) in [
+            (outside(Sgd), outside(Lars), true),
+            (inside(Larc), inside(Sgd), true),
+            (outside(Lars), inside(Lars), false),
+            (outside(AdamW), outside(AdamW), true),
+            (outside(AdamW), outside(Larc), false),
+        ] {
+            assert_eq!(now.shares_moments(&before), expected, "{before:?} {now:?}");
         }
     }
 

@@ -59,6 +59,52 @@ pub const RECIPES: &[Recipe] = &[
          optim.warmup = '1 epoch'\n\
          objective.teacher_temp_warmup = '3 epochs'"
     ),
+    recipe!("mocov2"),
+    recipe!("mocov3"),
+    recipe!(
+        "mocov3_resnet50",
+        "mocov3",
+        "# MoCo-v3 as published for ResNet-50: 300 epochs on ImageNet-1K, heads of two layers.\n\
+         model.arch = 'resnet50'\n\
+         objective.temperature = 1.0\n\
+         objective.projector_layers = 2\n\
+         objective.predictor_norm = false\n\
+         objective.freeze_patch_embed = false\n\
+         optim.name = 'lars'\n\
+         optim.lr = 0.3\n\
+         optim.warmup = '10 epochs'\n\
+         optim.decay = 'matrices'\n\
+         optim.weight_decay = 1e-6\n\
+         optim.weight_decay_end = 1e-6\n\
+         views.global_scale = [0.2, 1.0]"
+    ),
+    recipe!("moby"),
+    recipe!("simclr"),
+    recipe!(
+        "simclr_v2",
+        "simclr",
+        "# SimCLR-v2 as published: a head of three layers, weight decay of 1e-4, 800 epochs.\n\
+         objective.head_layers = 3\n\
+         optim.weight_decay = 1e-4\n\
+         optim.weight_decay_end = 1e-4\n\
+         train.epochs = 800"
+    ),
+    recipe!("byol"),
+    recipe!("swav"),
+    recipe!(
+        "swav_256",
+        "swav",
+        "# SwAV as published for 256 images a step: a queue of 3840 embeddings, 400 epochs.\n\
+         objective.queue_length = 3840\n\
+         objective.queue_start = '15 epochs'\n\
+         optim.lr = 0.6\n\
+         optim.min_lr = 6e-4\n\
+         optim.warmup = 0\n\
+         optim.warmup_lr = 0.0\n\
+         train.epochs = 400\n\
+         train.batch_size = 256"
+    ),
+    recipe!("densecl"),
     recipe!("supervised"),
     recipe!("distill"),
     recipe!("adapt"),

@@ -8,6 +8,9 @@ mod checkpoint;
 #[path = "learner/collective.rs"]
 mod collective;
 
+#[path = "learner/compared.rs"]
+mod compared;
+
 #[path = "learner/distill.rs"]
 mod distill;
 
@@ -28,9 +31,7 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Role;
 use esvit_nn::{BackboneConfig, Device, ForwardCtx, Network, ParamGradients, Params, Tensor};
-use esvit_testing::{
-    assert_alike, assert_close, fill, hashed_tensor, tiny_resnet, tiny_swin,
-};
+use esvit_testing::{assert_alike, assert_close, fill, hashed_tensor, tiny_resnet, tiny_swin};
 use esvit_train::learner::{LearnerSettings, StepResult};
 use esvit_train::mixup::MixupConfig;
 use esvit_train::objective::esvit::{Centers, Esvit, EsvitConfig, examine};
@@ -74,6 +75,7 @@ fn network(
             width,
             blocks: backbone.blocks(),
             classes: 0,
+            images: 0,
             seed,
             precision: Precision::F32,
             device: Device::Cpu,
@@ -380,9 +382,8 @@ fn running_statistics_move_with_every_pass() {
     };
     // Nothing is learned in between.
     let at = StepInfo { lr: 0.0, ..STEP };
-    let other = || {
-        MicroBatch::unlabeled(crops(2).into_iter().map(|crop| crop * 0.5).collect::<Vec<_>>())
-    };
+    let other =
+        || MicroBatch::unlabeled(crops(2).into_iter().map(|crop| crop * 0.5).collect::<Vec<_>>());
     let mut both = new(CropChunks::All);
     both.step([batch(2), other()], &at).unwrap();
     let mut each = new(CropChunks::All);

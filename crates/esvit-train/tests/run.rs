@@ -4,6 +4,8 @@
 
 #[path = "run/checks.rs"]
 mod checks;
+#[path = "run/compared.rs"]
+mod compared;
 #[path = "run/distill.rs"]
 mod distill;
 #[path = "run/failures.rs"]

@@ -17,6 +17,9 @@ settings! {
         pub p: f64 = 0.8,
         /// The brightness factor is uniform in `1 - brightness ..= 1 + brightness`, at least 0.
         pub brightness: f64 = 0.4,
+        /// Whether that factor less 1, as a share of white, is added to values in place of
+        /// multiplying them, as in BYOL and SimCLR v1.
+        pub additive_brightness: bool = false,
         /// The same for contrast.
         pub contrast: f64 = 0.4,
         /// The same for saturation.
@@ -34,10 +37,15 @@ pub fn jitter(image: &mut Image, strength: &ColorJitter, rng: &mut Rng) {
     }
     let (order, amounts) = strength.sample(rng);
     for which in order {
-        JITTER_OPS[which](image, amounts[which]);
+        if which == BRIGHTNESS && strength.additive_brightness {
+            add_brightness(image, amounts[which] - 1.0);
+        } else {
+            JITTER_OPS[which](image, amounts[which]);
+        }
     }
 }
 
+const BRIGHTNESS: usize = 0;
 const JITTER_OPS: [fn(&mut Image, f64); 4] = [brightness, contrast, saturation, hue];
 
 impl ColorJitter {
@@ -55,6 +63,14 @@ impl ColorJitter {
 pub fn brightness(image: &mut Image, factor: f64) {
     let factor = factor as f32;
     apply_lut(image, &lut(|value| blend(0, value, factor)));
+}
+
+/// Adds `share` of white to all values: -1 is black, 0 the identity, 1 white (TensorFlow's
+/// `adjust_brightness`, rounded to 8 bits).
+pub fn add_brightness(image: &mut Image, share: f64) {
+    let added = (255.0 * share) as f32;
+    // The cast truncates and saturates.
+    apply_lut(image, &lut(|value| (f32::from(value) + added + 0.5) as u8));
 }
 
 /// Blends with the mean luminance of the image: 0 is uniform gray, 1 the identity.
@@ -160,6 +176,47 @@ mod tests {
     }
 
     #[test]
+    fn brightness_that_is_added() {
+        let added = |share: f64| {
+            let mut image = Image::new(1, 1, vec![0, 100, 254]).unwrap();
+            add_brightness(&mut image, share);
+            image.pixel(0, 0).unwrap()
+        };
+        assert_eq!(added(0.0), [0, 100, 254]);
+        assert_eq!(added(0.1), [26, 126, 255], "25.5, rounded up");
+        assert_eq!(added(-0.1), [0, 75, 229], "74.5 and 228.5");
+        assert_eq!((added(1.0), added(-1.0)), ([255; 3], [0; 3]));
+    }
+
+    /// Gray of one level, which contrast, saturation and hue leave as it is.
+    #[test]
+    fn jitter_adds_brightness_if_asked() {
+        let strength = |additive_brightness: bool| ColorJitter {
+            p: 1.0,
+            brightness: 0.4,
+            additive_brightness,
+            ..ColorJitter::default()
+        };
+        let levels = |additive: bool, level: u8| {
+            (0..10_000).map(move |i| {
+                let mut image = Image::filled(2, 2, [level; 3]);
+                jitter(&mut image, &strength(additive), &mut Rng::new(4, [i, 0, 0]));
+                f64::from(image.pixel(0, 0).unwrap()[0])
+            })
+        };
+        assert_uniform(levels(true, 120), 120.0 - 102.0, 120.0 + 102.0);
+        assert_uniform(levels(false, 120), 71.0, 168.0);
+        // All other random numbers stay.
+        let colorful = |additive_brightness: bool| {
+            let mut image = Image::filled(2, 2, [120, 60, 10]);
+            let jittered = ColorJitter { brightness: 0.0, ..strength(additive_brightness) };
+            jitter(&mut image, &jittered, &mut Rng::new(5, [0; 3]));
+            image
+        };
+        assert_eq!(colorful(true), colorful(false));
+    }
+
+    #[test]
     fn a_factor_of_one_changes_nothing() {
         for op in [brightness, contrast, saturation] {
             let mut image = f7();
@@ -191,8 +248,14 @@ mod tests {
 
     #[test]
     fn amounts_are_uniform_around_no_change_and_never_negative() {
-        let strength =
-            ColorJitter { p: 1.0, brightness: 0.1, contrast: 0.2, saturation: 3.0, hue: 0.05 };
+        let strength = ColorJitter {
+            p: 1.0,
+            brightness: 0.1,
+            additive_brightness: false,
+            contrast: 0.2,
+            saturation: 3.0,
+            hue: 0.05,
+        };
         let drawn: Vec<[f64; 4]> =
             (0..10_000).map(|i| strength.sample(&mut Rng::new(1, [i, 0, 0])).1).collect();
         let limits = [(0.9, 1.1), (0.8, 1.2), (0.0, 4.0), (-0.05, 0.05)];

@@ -12,7 +12,7 @@ whole!(Interpolation, Policy);
 
 words! {
     Interpolation: "bilinear", "bicubic";
-    Policy: "dino", "deit", "moco_v2", "basic";
+    Policy: "dino", "deit", "moco_v2", "moco_v3", "byol", "simclr", "swav", "basic";
 }
 
 /// A published set of augmentations, which gives the defaults of [`ViewsConfig`].
@@ -29,6 +29,15 @@ pub enum Policy {
     /// MoCo v2's: color jitter, grayscale and blur, the same for all views.
     #[serde(alias = "mocov2", alias = "mocov2_aug")]
     MocoV2,
+    /// MoCo v3's and MoBY's: DINO's colors, blur and solarization on two large crops.
+    #[serde(alias = "mocov3", alias = "moby")]
+    MocoV3,
+    /// BYOL's: the same, with brightness that is added.
+    Byol,
+    /// SimCLR's (v2's code): twice the color jitter, the same for both views, and no normalization.
+    Simclr,
+    /// SwAV's multi-crop: SimCLR's colors, normalized by its code's numbers.
+    Swav,
     /// Random crop and horizontal flip only.
     #[serde(alias = "basic_aug")]
     Basic,
@@ -136,6 +145,15 @@ impl ViewsConfig {
             solarize: Solarize { p: 0.0, ..Solarize::default() },
             ..Self::default()
         };
+        // What SimCLR and SwAV do with all views alike.
+        let jitter = ColorJitter {
+            brightness: 0.8,
+            contrast: 0.8,
+            saturation: 0.8,
+            hue: 0.2,
+            ..ColorJitter::default()
+        };
+        let blur = Blur { p_global1: 0.5, p_global2: 0.5, p_local: 0.5, ..Blur::default() };
         match policy {
             Policy::Dino => Self::default(),
             // One transform for all crops, so local crops have the same range of areas.
@@ -150,7 +168,44 @@ impl ViewsConfig {
                 global_scale: [0.2, 1.0],
                 jitter: ColorJitter { saturation: 0.4, ..ColorJitter::default() },
                 grayscale: 0.2,
-                blur: Blur { p_global1: 0.5, p_global2: 0.5, p_local: 0.5, ..Blur::default() },
+                blur,
+                ..plain
+            },
+            Policy::MocoV3 => Self {
+                policy,
+                global_scale: [0.08, 1.0],
+                local_sizes: Vec::new(),
+                local_counts: Vec::new(),
+                interpolation: Interpolation::Bilinear,
+                ..Self::default()
+            },
+            Policy::Byol => Self {
+                policy,
+                interpolation: Interpolation::Bicubic,
+                jitter: ColorJitter { additive_brightness: true, ..ColorJitter::default() },
+                ..Self::for_policy(Policy::MocoV3)
+            },
+            Policy::Simclr => Self {
+                global_scale: [0.08, 1.0],
+                local_sizes: Vec::new(),
+                local_counts: Vec::new(),
+                jitter,
+                grayscale: 0.2,
+                blur,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+                ..plain
+            },
+            Policy::Swav => Self {
+                global_scale: [0.14, 1.0],
+                local_counts: vec![6],
+                local_scale: [0.05, 0.14],
+                interpolation: Interpolation::Bilinear,
+                jitter,
+                grayscale: 0.2,
+                blur,
+                // 0.229 everywhere else.
+                std: [0.228, 0.224, 0.225],
                 ..plain
             },
             Policy::Basic => plain,
@@ -284,7 +339,10 @@ mod tests {
             "flip": 0.5,
             "flip_vertical": 0.0,
             "rotate90": 0.0,
-            "jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
+            "jitter": {
+                "p": 0.8, "brightness": 0.4, "additive_brightness": false, "contrast": 0.4,
+                "saturation": 0.2, "hue": 0.1,
+            },
             "grayscale": 0.2,
             "blur": {"p_global1": 1.0, "p_global2": 0.1, "p_local": 0.5, "radius": [0.1, 2.0]},
             "solarize": {"p": 0.2, "threshold": 128},
@@ -306,10 +364,35 @@ mod tests {
             "jitter.saturation": 0.4, "grayscale": 0.2,
             "blur.p_global1": 0.5, "blur.p_global2": 0.5, "blur.p_local": 0.5,
         });
+        let large = json!({
+            "policy": "moco_v3", "global_scale": [0.08, 1.0], "local_sizes": [],
+            "local_counts": [], "interpolation": "bilinear",
+        });
+        let byol = json!({
+            "policy": "byol", "interpolation": "bicubic", "jitter.additive_brightness": true,
+        });
+        let strong = json!({
+            "jitter.brightness": 0.8, "jitter.contrast": 0.8, "jitter.saturation": 0.8,
+            "jitter.hue": 0.2, "solarize.p": 0.0,
+            "blur.p_global1": 0.5, "blur.p_global2": 0.5, "blur.p_local": 0.5,
+        });
+        let simclr = json!({
+            "policy": "simclr", "interpolation": "bicubic",
+            "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
+        });
+        let swav = json!({
+            "policy": "swav", "global_scale": [0.14, 1.0], "local_counts": [6],
+            "local_scale": [0.05, 0.14], "interpolation": "bilinear",
+            "std": [0.228, 0.224, 0.225],
+        });
         for (policy, differences) in [
             (Policy::Dino, vec![]),
             (Policy::Deit, vec![&off, &deit]),
             (Policy::MocoV2, vec![&off, &moco]),
+            (Policy::MocoV3, vec![&large]),
+            (Policy::Byol, vec![&large, &byol]),
+            (Policy::Simclr, vec![&large, &strong, &simclr]),
+            (Policy::Swav, vec![&strong, &swav]),
             (Policy::Basic, vec![&off, &json!({"policy": "basic"})]),
         ] {
             let mut expected = dino.clone();
@@ -345,6 +428,10 @@ mod tests {
             (Policy::Dino, ["dino", "dino_aug"].as_slice()),
             (Policy::Deit, &["deit", "deit_aug"]),
             (Policy::MocoV2, &["moco_v2", "mocov2", "mocov2_aug"]),
+            (Policy::MocoV3, &["moco_v3", "mocov3", "moby"]),
+            (Policy::Byol, &["byol"]),
+            (Policy::Simclr, &["simclr"]),
+            (Policy::Swav, &["swav"]),
             (Policy::Basic, &["basic", "basic_aug"]),
         ] {
             let config = ViewsConfig::for_policy(policy);
@@ -358,7 +445,7 @@ mod tests {
 
     #[test]
     fn unknown_settings_are_refused() {
-        for json in [r#"{"size": 3}"#, r#"{"blur": {"sigma": 1}}"#, r#"{"policy": "simclr"}"#] {
+        for json in [r#"{"size": 3}"#, r#"{"blur": {"sigma": 1}}"#, r#"{"policy": "cutout"}"#] {
             assert!(serde_json::from_str::<ViewsConfig>(json).is_err(), "{json}");
         }
     }

@@ -22,7 +22,9 @@ pub(crate) mod test_images;
 mod views;
 
 pub use blur::gaussian_blur;
-pub use color::{ColorJitter, brightness, contrast, grayscale, hue, jitter, saturation};
+pub use color::{
+    ColorJitter, add_brightness, brightness, contrast, grayscale, hue, jitter, saturation,
+};
 pub use config::{Blur, Policy, Solarize, ViewsConfig};
 pub use crop::CropBox;
 pub use erase::Erase;

@@ -170,7 +170,16 @@ mod tests {
         }
     }
 
-    const POLICIES: [Policy; 4] = [Policy::Dino, Policy::Deit, Policy::MocoV2, Policy::Basic];
+    const POLICIES: [Policy; 8] = [
+        Policy::Dino,
+        Policy::Deit,
+        Policy::MocoV2,
+        Policy::MocoV3,
+        Policy::Byol,
+        Policy::Simclr,
+        Policy::Swav,
+        Policy::Basic,
+    ];
 
     fn pixels(views: &[View]) -> Vec<&[u8]> {
         views.iter().map(|view| view.image.pixels()).collect()
@@ -407,6 +416,55 @@ mod tests {
             gaussian_blur(&mut expected, 1.0);
             solarize(&mut expected, 120);
             assert_eq!(views(&config, &image, sample)[1], expected);
+        }
+    }
+
+    /// MoCo flips last, MoBY and DINO first: the pixels are the same.
+    #[test]
+    fn a_flip_first_is_a_flip_last() {
+        let image = noise(60, 50, 1);
+        for policy in [Policy::Dino, Policy::MocoV2, Policy::Byol, Policy::Swav] {
+            let [plain, flipped] = [0.0, 1.0].map(|flip| ViewsConfig { flip, ..small(policy) });
+            for sample in 0..10 {
+                let plain = views(&plain, &image, sample);
+                for (mut view, flipped) in plain.into_iter().zip(views(&flipped, &image, sample)) {
+                    horizontal_flip(&mut view);
+                    assert_eq!(view, flipped, "{policy:?}");
+                }
+            }
+        }
+    }
+
+    /// What sets the two views of an image apart, and what does not.
+    #[test]
+    fn views_of_published_policies() {
+        let line = |x: u32| if x == 20 { [10; 3] } else { [200; 3] };
+        let image = Image::new(41, 41, (0..41 * 41).flat_map(|i| line(i % 41)).collect()).unwrap();
+        // Whole and without colors, so that blur and solarization alone are seen.
+        let whole = |policy: Policy| {
+            let config = ViewsConfig { global_size: 41, flip: 0.0, ..small(policy) };
+            let jitter = crate::augment::ColorJitter { p: 0.0, ..config.jitter };
+            ViewsConfig { jitter, global_scale: [1.0; 2], ratio: [1.0; 2], ..config }
+        };
+        for (policy, blurred, inverted) in [
+            (Policy::MocoV3, [1.0, 0.1], [0.0, 0.2]),
+            (Policy::Byol, [1.0, 0.1], [0.0, 0.2]),
+            (Policy::MocoV2, [0.5, 0.5], [0.0, 0.0]),
+            (Policy::Simclr, [0.5, 0.5], [0.0, 0.0]),
+            (Policy::Swav, [0.5, 0.5], [0.0, 0.0]),
+        ] {
+            let mut config = whole(policy);
+            config.blur.radius = [2.0; 2];
+            let all: Vec<Vec<Image>> = (0..400).map(|i| views(&config, &image, i)).collect();
+            for (v, (inverted, blurred)) in inverted.into_iter().zip(blurred).enumerate() {
+                let of = |x: u32| all.iter().map(move |views| views[v].pixel(x, 20).unwrap()[0]);
+                let count = |x: u32, is: fn(u8) -> bool| of(x).filter(|&value| is(value)).count();
+                // Bright far from the line unless it is inverted, and beside it unless it is
+                // blurred.
+                assert_share(count(0, |value| value == 55), all.len(), inverted);
+                let sharp = count(21, |value| value == 200 || value == 55);
+                assert_share(all.len() - sharp, all.len(), blurred);
+            }
         }
     }
 

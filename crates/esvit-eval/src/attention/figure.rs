@@ -249,8 +249,7 @@ impl<'a> Figure<'a> {
         let pixels = (0..height * width).flat_map(|pixel| {
             let [row, column] = [pixel / width, pixel % width].map(|place| place / per_cell);
             let is_cell = row < map[0] && column < map[1];
-            let weight =
-                if is_cell { head_attention.weights[row * map[1] + column] } else { 0.0 };
+            let weight = if is_cell { head_attention.weights[row * map[1] + column] } else { 0.0 };
             color::blue(f64::from(weight) / largest)
         });
         Image::new(width as u32, height as u32, pixels.collect()).expect("a pixel a patch")

@@ -162,7 +162,7 @@ fn repeat<E>(
 }
 
 /// The same for calls that do not fail.
-fn time(iterations: usize, mut call: impl FnMut(usize)) -> Vec<f64> {
+pub(crate) fn time(iterations: usize, mut call: impl FnMut(usize)) -> Vec<f64> {
     let seconds = repeat::<Infallible>(iterations, |iteration| {
         call(iteration);
         Ok(())
@@ -170,7 +170,7 @@ fn time(iterations: usize, mut call: impl FnMut(usize)) -> Vec<f64> {
     seconds.unwrap_or_else(|never| match never {})
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

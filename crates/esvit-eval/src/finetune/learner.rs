@@ -28,6 +28,7 @@ pub fn learner(
             width,
             blocks: shape.blocks(),
             classes,
+            images: 0,
             seed: settings.seed,
             precision: settings.precision,
             device,

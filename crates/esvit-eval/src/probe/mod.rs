@@ -34,12 +34,16 @@ pub use sgd::{SGD_LRS, Sgd, train_heads};
 pub use standardize::Standardization;
 pub use sweep::{Setting, Trial};
 
+use esvit_nn::BackboneConfig;
 use serde::Serialize;
 
 use self::sweep::Sweep;
 use crate::knn::KnnError;
 use crate::labeled::{HELD_OUT, held_out};
 use esvit_model::features::NotFinite;
+
+/// Numbers of last blocks that published probes try.
+pub const BLOCKS: [usize; 2] = [1, 4];
 
 /// Largest learning rate and L2 penalty, far above any that is of use.
 const MAX_STRENGTH: f64 = 1e6;
@@ -215,6 +219,16 @@ impl ProbeError {
 }
 
 impl Probe {
+    /// The probe with all settings at their defaults, for a network of this configuration.
+    ///
+    /// # Errors
+    /// [`ProbeError::Setting`] if the network has no blocks.
+    pub fn standard(config: &BackboneConfig) -> Result<Self> {
+        let blocks = BLOCKS.map(|n| n.min(config.blocks()));
+        let solver = Solver::Sgd { lrs: SGD_LRS.to_vec(), sgd: Sgd::default() };
+        Ok(Self { solver, blocks: last_blocks(config, &blocks)?, standardize: false, refit: true })
+    }
+
     /// The largest number of last blocks that it tries.
     pub fn last_blocks(&self) -> usize {
         self.blocks.last().map_or(0, |blocks| blocks.n)

@@ -45,7 +45,7 @@ fn collapse(run: &Run) -> Option<String> {
     let mut watch = CollapseDetector::default();
     let warned = looks.iter().any(|look| watch.look(*look).is_some());
     warned.then(|| {
-        let whose = if run.has_teacher() { "the teacher's" } else { "the network's" };
+        let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
         format!("{whose} outputs were collapsed for some time; it has recovered since")
     })
 }

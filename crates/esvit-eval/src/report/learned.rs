@@ -31,7 +31,7 @@ pub(super) fn neighbors(run: &Run) -> Figure {
     let found = neighbors::find(&backbone, &gallery, None, NEIGHBORS, |_| ())?;
     let about = format!("cosine similarity of view features, among {} images", found.images);
     let drawing = neighbors::sheet(&found, &about)?;
-    let whose = if run.has_teacher() { "the teacher's" } else { "the network's" };
+    let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
     let mut text = format!("Training images and their nearest neighbors in {whose} feature space.");
     if all > GALLERY {
         text.push_str(&format!(" {GALLERY} of the {all} images were searched."));

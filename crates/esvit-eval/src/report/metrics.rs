@@ -5,15 +5,15 @@ use serde::Deserialize;
 
 /// All lines that could be parsed.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     /// Metrics of training steps, in file order.
-    pub(super) steps: Vec<StepMetrics>,
+    pub(crate) steps: Vec<StepMetrics>,
     /// k-NN checks, in file order.
-    pub(super) knn: Vec<KnnMetrics>,
+    pub(crate) knn: Vec<KnnMetrics>,
     /// How often the other crop of an image was found, in file order.
-    pub(super) retrieval: Vec<RetrievalMetrics>,
+    pub(crate) retrieval: Vec<RetrievalMetrics>,
     /// Number of other complete lines.
-    pub(super) unreadable: usize,
+    pub(crate) unreadable: usize,
 }
 
 #[derive(Deserialize)]
@@ -27,7 +27,7 @@ enum Line {
 impl Metrics {
     /// Parses the file. A last line without a line break is ignored: a live run is still writing
     /// it.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut metrics = Self::default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         for line in whole.lines().filter(|line| !line.trim().is_empty()) {
@@ -42,36 +42,42 @@ impl Metrics {
     }
 
     /// The check with the highest top-1, the first of equals.
-    pub(super) fn best_knn(&self) -> Option<&KnnMetrics> {
+    pub(crate) fn best_knn(&self) -> Option<&KnnMetrics> {
         self.knn
             .iter()
             .reduce(|best, check| if check.knn_top1 > best.knn_top1 { check } else { best })
     }
 
     /// Total time of the logged steps in seconds.
-    pub(super) fn training_seconds(&self) -> f64 {
-        let mut before = 0;
+    pub(crate) fn training_seconds(&self) -> f64 {
+        self.training_seconds_within([0, u64::MAX])
+    }
+
+    /// The same of the steps after the first and up to the last of these.
+    pub(crate) fn training_seconds_within(&self, [first, last]: [u64; 2]) -> f64 {
+        let mut before = first;
         let seconds = self.steps.iter().map(|figures| {
-            let steps = figures.step.saturating_sub(before);
-            before = figures.step;
+            let end = figures.step.min(last);
+            let steps = end.saturating_sub(before);
+            before = before.max(end);
             figures.batch_time * steps as f64
         });
         seconds.sum()
     }
 
     /// Number of optimizer steps logged.
-    pub(super) fn steps_done(&self) -> u64 {
+    pub(crate) fn steps_done(&self) -> u64 {
         let step = self.steps.last().map_or(0, |line| line.step);
         step.max(self.knn.last().map_or(0, |line| line.step))
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A line of steps as a run writes it.
-    pub(in super::super) fn step_line(step: u64, loss: f64) -> String {
+    pub(crate) fn step_line(step: u64, loss: f64) -> String {
         format!(
             "{{\"step\":{step},\"epoch\":0,\"train_loss\":{loss},\"view_loss\":{loss},\
              \"region_loss\":4.5,\"lr\":0.001,\"wd\":0.04,\"momentum\":0.98,\"teacher_temp\":0.04,\

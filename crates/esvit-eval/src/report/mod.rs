@@ -8,7 +8,7 @@ mod evaluations;
 mod figures;
 mod findings;
 mod learned;
-mod metrics;
+pub(crate) mod metrics;
 mod overview;
 mod run;
 mod tables;

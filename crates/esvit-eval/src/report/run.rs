@@ -123,6 +123,12 @@ impl Run {
         !matches!(objective.teacher(&StepInfo::FIRST), Teacher::None | Teacher::Shared)
     }
 
+    /// Whether it is the teacher that is evaluated, if there is one.
+    pub(super) fn evaluates_teacher(&self) -> bool {
+        let Some(config) = &self.config else { return true };
+        self.has_teacher() && !config.network(&Device::Cpu, 0).1.evaluates_student()
+    }
+
     /// Whether regions are matched while it learns.
     pub(super) fn matches_regions(&self) -> bool {
         let objective = self.config.as_ref().map(|config| &config.objective);
@@ -421,9 +427,11 @@ mod tests {
     #[test]
     fn the_objective_says_whether_there_is_a_teacher() {
         let mut run = example();
-        assert!(run.has_teacher() && run.matches_regions());
+        assert!(run.has_teacher() && run.matches_regions() && run.evaluates_teacher());
         run.config.as_mut().unwrap().objective = ObjectiveConfig::named("supervised").unwrap();
-        assert!(!run.has_teacher() && !run.matches_regions());
+        assert!(!run.has_teacher() && !run.matches_regions() && !run.evaluates_teacher());
+        run.config.as_mut().unwrap().objective = ObjectiveConfig::named("byol").unwrap();
+        assert!(run.has_teacher() && !run.evaluates_teacher());
     }
 
     #[test]

@@ -7,10 +7,16 @@ mod augment;
 mod backbone;
 mod built_in;
 mod checkpoint;
+mod checks;
 mod evaluation;
+mod heads;
 mod objective;
+mod objectives;
+mod optimizer;
 mod pretrain;
+mod pretrain_ssl;
 mod schedule;
+mod schedule_ssl;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,9 +172,16 @@ fn report(name: String, case: Result<Case>) -> Report {
         "knn" => evaluation::knn(&case),
         "correspondence" => evaluation::correspondence(&case),
         "schedule" => schedule::run(&case),
+        "schedule-ssl" => schedule_ssl::run(&case),
+        "optimizer" => optimizer::run(&case),
         "augment" => augment::run(&case),
         "checkpoint" => checkpoint::run(&case),
-        kind => Err(CaseError::Kind(kind.into())),
+        kind => match kind.split_once('-') {
+            Some(("objective", method)) => objectives::run(&case, method),
+            Some(("head", method)) => heads::run(&case, method),
+            Some(("pretrain", method)) => pretrain_ssl::run(&case, method),
+            _ => Err(CaseError::Kind(kind.into())),
+        },
     };
     let outcome = result.unwrap_or_else(Outcome::Failed);
     Report { name, kind: case.kind, outcome }

@@ -25,7 +25,7 @@ const GRADIENT_TOLERANCE: f64 = 1e-4;
 const ZERO_GRADIENT: f64 = 3e-6;
 const FIRST_LOSS_TOLERANCE: f64 = 1e-5;
 const LATER_LOSS_TOLERANCE: f64 = 1e-4;
-/// Values after the last step of SGD or LARS.
+/// Values after the last step of SGD, LARS or LARC.
 const STATE_TOLERANCE: f64 = 1e-4;
 /// What AdamW has changed, of the norm of the change: its first steps magnify the rounding of small
 /// gradients.
@@ -132,7 +132,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
                 let gradient = case.tensor(&format!("grad{end}")).unwrap_or_default().1;
                 checks.extend(changes(&name, [&before, &found, &after], &gradient, drift));
             }
-            OptimizerKind::Sgd | OptimizerKind::Lars => {
+            OptimizerKind::Sgd | OptimizerKind::Lars | OptimizerKind::Larc => {
                 checks.push(relative_to_max(&name, &found, &after, STATE_TOLERANCE));
             }
         }

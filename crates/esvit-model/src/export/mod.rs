@@ -2,6 +2,7 @@
 
 mod config_files;
 mod snippet;
+mod vit;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,12 +47,14 @@ impl Target {
         ("onnx", Self::Onnx),
     ];
 
-    fn naming(self) -> Naming {
-        match self {
-            Self::Timm => Naming::Timm,
-            Self::Torchvision => Naming::Torchvision,
-            Self::Transformers => Naming::Transformers,
-            Self::Esvit | Self::Onnx => Naming::Esvit,
+    /// How it names the parameters of a network.
+    fn naming(self, config: &BackboneConfig) -> Naming {
+        match (self, config) {
+            (Self::Timm, _) => Naming::Timm,
+            (Self::Torchvision, _) => Naming::Torchvision,
+            (Self::Transformers, BackboneConfig::Vit(model)) => vit::transformers_naming(model),
+            (Self::Transformers, _) => Naming::Transformers,
+            (Self::Esvit | Self::Onnx, _) => Naming::Esvit,
         }
     }
 }
@@ -234,7 +237,8 @@ pub fn write(
 ) -> Result<Vec<PathBuf>, ExportError> {
     let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
     check_target(&backbone.config, options.target)?;
-    let (family, naming) = (backbone.config.family(), options.target.naming());
+    let naming = options.target.naming(&backbone.config);
+    let family = backbone.config.family();
     let tensors = || exported(&backbone.params, family, naming, options.float);
     match OutputKind::of(options.target, out)? {
         OutputKind::Folder => return folder(backbone, out, options, &tensors(), &about),
@@ -267,7 +271,8 @@ pub fn write(
                 return Err(ExportError::Size { height, width, patch });
             }
             backbone.config.check_image("size", options.size)?;
-            let (parameters, value) = (backbone.params.flat().numel(), options.float.dtype().size());
+            let (parameters, value) =
+                (backbone.params.flat().numel(), options.float.dtype().size());
             if parameters * value > GRAPH_BYTES {
                 return Err(ExportError::LargeGraph { parameters, value });
             }
@@ -296,6 +301,10 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
             if !is_plain && target == Target::Torchvision {
                 let lacks = "registers, distillation token or LayerScale";
                 return Err(ExportError::Lacks { target, lacks });
+            }
+            if let Some(what) = vit::missing(model, target) {
+                let what = format!("vision transformers with {what}");
+                return Err(ExportError::Family { target, what });
             }
         }
         BackboneConfig::ResNet(model) => {

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::resnet::BlockKind;
+use esvit_nn::weights::Naming;
 use serde_json::Value;
 
 use super::config_files::{REFUSED, timm_name};
+use super::vit::transformers_naming;
 use super::{Options, Target};
 use crate::PretrainedBackbone;
 
@@ -71,7 +73,7 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
             "import transformers\n\
              model = transformers.AutoModel.from_pretrained({path}{}).eval()\n\
              processor = transformers.AutoImageProcessor.from_pretrained({path})",
-            if matches!(model, BackboneConfig::Vit(_)) { ", add_pooling_layer=False" } else { "" }
+            if has_pooling_layer(model) { ", add_pooling_layer=False" } else { "" }
         ),
         Target::Esvit if is_torch => {
             format!("import torch\nstate = {load}['{}']", backbone.network_name())
@@ -87,6 +89,12 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
             )
         }
     }
+}
+
+/// Whether the class of `transformers` adds a layer after the class token, unless it is told not to.
+fn has_pooling_layer(model: &BackboneConfig) -> bool {
+    let BackboneConfig::Vit(model) = model else { return false };
+    transformers_naming(model) == Naming::Transformers
 }
 
 /// The beginning of torchvision's constructor.

@@ -160,7 +160,8 @@ impl BackboneConfig {
     /// must then be in one pass.
     pub fn has_batch_norm(&self) -> bool {
         match self {
-            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) | Self::Vil(_) => false,
+            Self::Swin(_) | Self::Pvt(_) | Self::Vil(_) => false,
+            Self::Vit(config) => config.has_batch_norm(),
             Self::ResNet(_) | Self::Cvt(_) => true,
         }
     }

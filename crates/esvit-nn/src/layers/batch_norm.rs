@@ -9,13 +9,25 @@ use crate::tensor::Tensor;
 /// PyTorch's `eps` of batch normalization.
 pub(crate) const BATCH_NORM_EPS: f64 = 1e-5;
 
+/// What batch normalization learns besides its statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Affine {
+    /// A gain and a shift, `weight` and `bias`.
+    Full,
+    /// A gain alone.
+    Gain,
+    /// Nothing: rows have mean 0 and variance 1.
+    Off,
+}
+
 /// Batch normalization over rows, with running statistics for evaluation.
 #[derive(Debug, Clone)]
 pub struct BatchNorm {
-    weight: ParamId,
-    bias: ParamId,
+    weight: Option<ParamId>,
+    bias: Option<ParamId>,
     running_mean: ParamId,
     running_var: ParamId,
+    channels: usize,
     eps: f64,
 }
 
@@ -23,13 +35,22 @@ impl BatchNorm {
     /// Weight of the new batch in the running statistics, as in PyTorch.
     const MOMENTUM: f64 = 0.1;
 
-    /// A norm of rows of `channels` values.
+    /// A norm of rows of `channels` values, with gain and shift.
     pub fn new(scope: &mut Scope<'_>, channels: usize, eps: f64) -> Self {
+        Self::with_affine(scope, channels, eps, Affine::Full)
+    }
+
+    /// The same with less to learn.
+    pub fn with_affine(scope: &mut Scope<'_>, channels: usize, eps: f64, affine: Affine) -> Self {
+        let weight =
+            (affine != Affine::Off).then(|| scope.param("weight", &[channels], Init::Ones));
+        let bias = (affine == Affine::Full).then(|| scope.param("bias", &[channels], Init::Zeros));
         Self {
-            weight: scope.param("weight", &[channels], Init::Ones),
-            bias: scope.param("bias", &[channels], Init::Zeros),
+            weight,
+            bias,
             running_mean: scope.register("running_mean", &[channels], Init::Zeros, Role::Buffer),
             running_var: scope.register("running_var", &[channels], Init::Ones, Role::Buffer),
+            channels,
             eps,
         }
     }
@@ -48,7 +69,15 @@ impl BatchNorm {
         TokenMaps { rows: self.forward_runs(params, maps.rows, &runs, ctx), ..maps }
     }
 
-    fn forward_runs(&self, params: &Params, x: Tensor, runs: &[usize], ctx: &ForwardCtx) -> Tensor {
+    /// The same of several runs of rows one after the other, whose numbers of rows `runs` lists. In
+    /// training each is a batch of its own, as if the network ran once for each.
+    pub fn forward_runs(
+        &self,
+        params: &Params,
+        x: Tensor,
+        runs: &[usize],
+        ctx: &ForwardCtx,
+    ) -> Tensor {
         let norm = self.values_of_runs(params, &x, runs, ctx);
         norm.forward(x)
     }
@@ -66,7 +95,11 @@ impl BatchNorm {
         runs: &[usize],
         ctx: &ForwardCtx,
     ) -> BatchNormValues {
-        let affine = [self.weight, self.bias].map(|id| params.vector(id));
+        let constant = |value: f32| Tensor::full(value, [self.channels], &params.device());
+        let affine = [
+            self.weight.map_or_else(|| constant(1.0), |id| params.vector(id)),
+            self.bias.map_or_else(|| constant(0.0), |id| params.vector(id)),
+        ];
         if !ctx.is_training() {
             let running = [self.running_mean, self.running_var].map(|id| params.vector(id));
             return BatchNormValues::fixed(affine, running, self.eps);
@@ -100,7 +133,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::ops::Segment;
-    use crate::params::Registry;
+    use crate::params::{ParamSpec, Registry};
 
     fn rows(first: i32, count: usize) -> Tensor {
         let values = (0..2 * count as i32).map(|i| ((first + i * i) % 7) as f32 * 0.5).collect();
@@ -142,6 +175,41 @@ mod tests {
         for (i, (value, x)) in evaluated.iter().zip(rows(1, 5).to_vec::<f32>()).enumerate() {
             let expected = (x - mean[i % 2]) / (variance[i % 2] + 1e-3).sqrt();
             assert!((value - expected).abs() < 1e-5, "{value} instead of {expected}");
+        }
+    }
+
+    /// A gain alone has no shift; without both, rows have mean 0 and variance 1.
+    #[test]
+    fn norms_that_learn_less() {
+        for (affine, names) in [
+            (Affine::Full, vec!["weight", "bias", "running_mean", "running_var"]),
+            (Affine::Gain, vec!["weight", "running_mean", "running_var"]),
+            (Affine::Off, vec!["running_mean", "running_var"]),
+        ] {
+            let mut registry = Registry::default();
+            let norm = BatchNorm::with_affine(&mut registry.root(), 2, 1e-5, affine);
+            let list = registry.finish();
+            let found: Vec<&str> = list.iter().map(|spec| spec.name.as_str()).collect();
+            assert_eq!(found, names);
+            // A gain of 3 and a shift of 5, where there are some.
+            let params =
+                Params::from_fn(&list, &Device::Cpu, |spec: &ParamSpec| match spec.name.as_str() {
+                    "weight" => vec![3.0; 2],
+                    "bias" => vec![5.0; 2],
+                    _ => spec.initial_values(0),
+                });
+            let y = norm.forward(&params, rows(1, 6), &ForwardCtx::teacher()).to_vec::<f32>();
+            let column: Vec<f32> = y.iter().copied().step_by(2).collect();
+            let mean = column.iter().sum::<f32>() / 6.0;
+            let deviation =
+                (column.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / 6.0).sqrt();
+            let (gain, shift) = match affine {
+                Affine::Full => (3.0, 5.0),
+                Affine::Gain => (3.0, 0.0),
+                Affine::Off => (1.0, 0.0),
+            };
+            assert!((mean - shift).abs() < 1e-4, "{affine:?}: {mean}");
+            assert!((deviation - gain).abs() < 1e-3, "{affine:?}: {deviation}");
         }
     }
 }

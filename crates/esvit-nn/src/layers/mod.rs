@@ -9,7 +9,7 @@ use crate::params::{Init, ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
 pub(crate) use batch_norm::BATCH_NORM_EPS;
-pub use batch_norm::BatchNorm;
+pub use batch_norm::{Affine, BatchNorm};
 pub use conv::Conv;
 
 /// Standard deviation of the truncated normal that initializes weights.

@@ -6,6 +6,7 @@
 
 mod attention;
 mod batch_norm;
+mod contrast;
 mod convolution;
 mod cpu;
 mod cross_attention;
@@ -22,6 +23,8 @@ mod plain;
 mod precision;
 mod prelude;
 mod prototypes;
+mod rotary;
+mod swiglu;
 mod window;
 
 pub use attention::{
@@ -31,6 +34,7 @@ pub use attention::{
 pub use batch_norm::{
     BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
 };
+pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
@@ -39,7 +43,7 @@ pub use linear::{Activation, linear};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
 pub use neighbors::{Border, NeighborMap, NeighborMaps, Neighbors};
 pub use norm::{global_average_pool, l2_normalize, layer_norm};
-pub use optimizer::{Update, UpdateRule, clip_scales, ema_update, update};
+pub use optimizer::{Trust, Update, UpdateRule, clip_scales, ema_update, update};
 pub use packing::{PackedWeights, Packing};
 pub use patch::{merge_patches, merging_indices, patchify};
 pub use precision::{Compute, Precision};
@@ -47,6 +51,8 @@ pub use prototypes::{
     EXPONENTIALS_BYTES, MatchGroup, Pairs, PrototypeLogits, TeacherRows, best_matches,
     prototype_cross_entropy,
 };
+pub use rotary::{RotaryAngles, rotary};
+pub use swiglu::swiglu;
 pub use window::{WindowMap, WindowMaps};
 
 /// Images of one size among the rows of a batch (packed sequences): image by image, first the

@@ -21,7 +21,58 @@ pub enum UpdateRule {
     Sgd {
         /// Decay of the momentum buffer.
         momentum: f64,
+        /// Whether the learning rate multiplies what is added to the buffer, as in TensorFlow, and
+        /// not the buffer, as in PyTorch.
+        lr_in_momentum: bool,
     },
+}
+
+/// How the step `g + decay * w` of a tensor `w` with the gradient `g` is scaled to the size of `w`
+/// (You et al. 2017). Norms are Euclidean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Trust {
+    /// LARS: by `share * |w| / |g + decay * w|`, or by 1 where either norm is 0.
+    Lars {
+        /// Trust coefficient.
+        share: f64,
+    },
+    /// LARC, as in NVIDIA's apex: by `share * |w| / (|g| + decay * |w| + 1e-8)`. Where `|w|` or
+    /// `|g|` is 0 the step is `g` itself, without decay.
+    Larc {
+        /// Trust coefficient.
+        share: f64,
+    },
+}
+
+/// Added to the divisor of LARC.
+const LARC_EPS: f64 = 1e-8;
+
+impl Trust {
+    /// The weight decay of a step and its factor, for a gradient that is multiplied by `scale`.
+    fn decay_and_factor(
+        self,
+        values: &[f32],
+        gradients: &[f32],
+        scale: f64,
+        weight_decay: f64,
+    ) -> [f64; 2] {
+        let norm = optimizer::norm(values);
+        match self {
+            Self::Lars { share } => {
+                let step = optimizer::decayed_norm(gradients, scale, values, weight_decay);
+                let ratio = if norm > 0.0 && step > 0.0 { share * norm / step } else { 1.0 };
+                [weight_decay, ratio]
+            }
+            Self::Larc { share } => {
+                let gradient = scale * optimizer::norm(gradients);
+                if norm > 0.0 && gradient > 0.0 {
+                    [weight_decay, share * norm / (gradient + weight_decay * norm + LARC_EPS)]
+                } else {
+                    [0.0, 1.0]
+                }
+            }
+        }
+    }
 }
 
 impl UpdateRule {
@@ -49,8 +100,8 @@ pub struct Update {
     pub weight_decay: f64,
     /// Number of updates including this one.
     pub updates: u64,
-    /// Trust coefficient of LARS: the step is scaled to this share of the parameter's norm.
-    pub trust: Option<f64>,
+    /// How SGD's step is scaled to the parameter's size, if it is.
+    pub trust: Option<Trust>,
 }
 
 /// Clipping, from the norms of gradients, f64 `[n]`: the norm of all together, f32 `[1]`, and factors
@@ -106,13 +157,11 @@ pub fn update(
                     AdamW { gradient_scale, lr, weight_decay, beta1, beta2, eps, updates };
                 optimizer::adamw(values, gradients, moments, to, &settings);
             }
-            (UpdateRule::Sgd { momentum }, [buffer]) => {
-                let trust = trust.map_or(1.0, |share| {
-                    let norm = optimizer::norm(values);
-                    let step =
-                        optimizer::decayed_norm(gradients, gradient_scale, values, weight_decay);
-                    if norm > 0.0 && step > 0.0 { share * norm / step } else { 1.0 }
+            (UpdateRule::Sgd { momentum, lr_in_momentum }, [buffer]) => {
+                let [weight_decay, ratio] = trust.map_or([weight_decay, 1.0], |trust| {
+                    trust.decay_and_factor(values, gradients, gradient_scale, weight_decay)
                 });
+                let [lr, trust] = if lr_in_momentum { [1.0, lr * ratio] } else { [lr, ratio] };
                 let settings = Momentum { gradient_scale, lr, weight_decay, momentum, trust };
                 optimizer::momentum(values, gradients, &mut buffer[range()], to, &settings);
             }
@@ -140,10 +189,13 @@ mod tests {
     use super::*;
     use crate::device::Device;
 
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::new(values.to_vec(), [values.len()], &Device::Cpu)
+    }
+
     /// With a rate of 0.1 and a trust coefficient of 0.5; a parameter of norm 0 takes whole steps.
     #[test]
     fn lars_scales_steps_to_a_share_of_the_norm() {
-        let tensor = |values: &[f32]| Tensor::new(values.to_vec(), [values.len()], &Device::Cpu);
         for (start, end) in [([3.0, 4.0], [3.0, 3.75]), ([0.0, 0.0], [0.0, -1.0])] {
             let mut values = tensor(&[9.0, start[0], start[1], 9.0]);
             let (mut moments, mut average) = ([tensor(&[0.0; 4])], tensor(&[0.0; 4]));
@@ -154,9 +206,9 @@ mod tests {
                 lr: 0.1,
                 weight_decay: 0.0,
                 updates: 1,
-                trust: Some(0.5),
+                trust: Some(Trust::Lars { share: 0.5 }),
             };
-            let rule = UpdateRule::Sgd { momentum: 0.9 };
+            let rule = UpdateRule::Sgd { momentum: 0.9, lr_in_momentum: false };
             let scales = Tensor::from_vec(vec![7.0f64, 0.5], &Device::Cpu);
             update(
                 rule,
@@ -169,5 +221,73 @@ mod tests {
             assert_eq!(values.to_vec::<f32>(), [9.0, end[0], end[1], 9.0]);
             assert_eq!(average.to_vec::<f32>(), [0.0, end[0] / 2.0, end[1] / 2.0, 0.0]);
         }
+    }
+
+    /// Values and buffer after one update at a rate of 0.5, of a gradient that is multiplied by 2.
+    fn updated(
+        trust: Option<Trust>,
+        lr_in_momentum: bool,
+        start: [f32; 2],
+        gradient: [f32; 2],
+        weight_decay: f64,
+    ) -> [Vec<f32>; 2] {
+        let (mut values, mut moments) = (tensor(&start), [tensor(&[8.0, 0.0])]);
+        let update_of = Update {
+            gradient: tensor(&gradient),
+            range: 0..2,
+            scale: 0,
+            lr: 0.5,
+            weight_decay,
+            updates: 1,
+            trust,
+        };
+        let rule = UpdateRule::Sgd { momentum: 0.25, lr_in_momentum };
+        let scales = Tensor::from_vec(vec![2.0f64], &Device::Cpu);
+        update(rule, &mut values, &mut moments, None, &[update_of], &scales);
+        [values.to_vec(), moments[0].to_vec()]
+    }
+
+    /// The norms are 5 and 2, and the decay is 0.6: the factor is a fifth of 5 / (2 + 0.6 * 5), and
+    /// not of 5 / |(1.8, 4.4)| as in LARS.
+    #[test]
+    fn larc_divides_by_the_sum_of_two_norms() {
+        let larc = Some(Trust::Larc { share: 0.2 });
+        let [values, buffer] = updated(larc, false, [3.0, 4.0], [0.0, 1.0], 0.6);
+        for (found, expected) in buffer.iter().zip([2.0f32 + 1.8 * 0.2, 4.4 * 0.2]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        for (found, expected) in values.iter().zip([3.0f32 - 1.18, 4.0 - 0.44]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    /// Where a norm is 0, LARC takes the gradient as it is and LARS the step with its decay.
+    #[test]
+    fn larc_of_zeros_has_no_decay() {
+        let larc = Some(Trust::Larc { share: 0.2 });
+        let lars = Some(Trust::Lars { share: 0.2 });
+        let [_, buffer] = updated(larc, false, [3.0, 4.0], [0.0, 0.0], 0.5);
+        assert_eq!(buffer, [2.0, 0.0]);
+        let [_, buffer] = updated(larc, false, [0.0, 0.0], [3.0, -1.0], 0.5);
+        assert_eq!(buffer, [8.0, -2.0]);
+        // The norms are 5 and 2.5: the factor is 0.4, and the step half of the values.
+        let [_, buffer] = updated(lars, false, [3.0, 4.0], [0.0, 0.0], 0.5);
+        for (found, expected) in buffer.iter().zip([2.0f32 + 0.6, 0.8]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    /// What the buffer holds of earlier steps has their learning rate, or takes that of the last
+    /// one.
+    #[test]
+    fn the_rate_inside_of_momentum_and_outside() {
+        let [values, buffer] = updated(None, false, [0.0, 0.0], [1.0, 1.0], 0.0);
+        assert_eq!((values, buffer), (vec![-2.0, -1.0], vec![4.0, 2.0]));
+        let [values, buffer] = updated(None, true, [0.0, 0.0], [1.0, 1.0], 0.0);
+        assert_eq!((values, buffer), (vec![-3.0, -1.0], vec![3.0, 1.0]));
+        // With both: a factor of 0.5 * 5 / 4 on the step of 4, times the rate of 0.5.
+        let lars = Some(Trust::Lars { share: 0.5 });
+        let [values, buffer] = updated(lars, true, [3.0, 4.0], [0.0, 2.0], 0.0);
+        assert_eq!((values, buffer), (vec![1.0, 2.75], vec![2.0, 1.25]));
     }
 }

@@ -13,12 +13,13 @@ use crate::params::ParamSpec;
 use crate::tensor::Tensor;
 
 /// All parameters of a family's network as `naming` names them, stored as `float`; heads have
-/// official names in all of them. What the other program stores as buffers is added: tables of
-/// indices, and numbers of batches.
+/// official names in all of them. What the other program expects beside them is added: tables of
+/// indices, numbers of batches, and tokens for masked patches.
 pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
         tensors.extend(parts(spec, &value, (family, naming), float));
+        tensors.extend(mask_token(spec, naming, float));
         if family == Family::Vil && naming == Naming::Esvit {
             tensors.extend(beside_vil(params, spec, &value, float));
         }
@@ -31,6 +32,20 @@ pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -
         }
     }
     tensors
+}
+
+/// What stands for masked patches in DINOv2 and DINOv3 of `transformers`, which expects it and does not
+/// use it for whole images: zeros, beside the class token.
+fn mask_token(spec: &ParamSpec, naming: Naming, float: Float) -> Option<Entry> {
+    let len = spec.len();
+    let shape = match naming {
+        Naming::TransformersDinov2 => vec![1, len],
+        Naming::TransformersDinov3 => vec![1, 1, len],
+        _ => return None,
+    };
+    let zeros = move || Ok(Values::F32(Cow::Owned(vec![0.0; len])));
+    let tensor = esvit_weights::Tensor::new(&shape, float.dtype(), zeros);
+    (spec.name == "cls_token").then(|| ("embeddings.mask_token".into(), tensor))
 }
 
 /// The number of batches that a norm has seen, which nothing depends on: PyTorch expects one.
@@ -118,7 +133,7 @@ fn positions(block: &str, window: usize, naming: Naming) -> Option<Entry> {
     let shape = match naming {
         Naming::Esvit | Naming::Microsoft | Naming::OpenMmLab => vec![tokens, tokens],
         Naming::Torchvision => vec![tokens * tokens],
-        Naming::Timm | Naming::Transformers | Naming::Transformers5 => return None,
+        _ => return None,
     };
     let rows: Vec<i64> = tables.bias_row.iter().map(|&row| i64::from(row)).collect();
     let name =

@@ -54,7 +54,8 @@ pub(super) fn axis_positions(table: &[f32], width: usize, to: usize) -> Option<V
         let weights = interpolation::row(from, bicubic::taps(from, to as f64, at));
         resized.extend((0..width).map(|channel| {
             let values = table[channel..].iter().step_by(width);
-            values.zip(&weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>() as f32
+            values.zip(&weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>()
+                as f32
         }));
     }
     Some(resized)

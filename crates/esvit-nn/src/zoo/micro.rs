@@ -1,12 +1,14 @@
-//! The small networks: patches of 4 pixels make a map of 8 x 8 of an image of 32, which the second
-//! stage, if there is one, halves.
+//! The small networks: patches of 4 pixels make a map of 8 x 8 of an image of 32, which the last
+//! stage, if there are several, halves.
 
 use crate::backbone::cvt::{self, CvtConfig};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
 use crate::backbone::vil::{self, BiasResize, VilConfig};
-use crate::backbone::vit::{self, PositionResize, PositionTable, VitConfig};
+use crate::backbone::vit::{
+    self, MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
 use crate::backbone::{BackboneConfig, Family};
 use crate::layers::BATCH_NORM_EPS;
 
@@ -44,6 +46,10 @@ pub(super) fn config(family: Family) -> BackboneConfig {
             layer_scale: false,
             position_table: PositionTable::ClassAndPatches,
             position_resize: PositionResize::Esvit,
+            patch_embedding: PatchEmbedding::Linear,
+            qkv_bias: QkvBias::All,
+            mlp: MlpKind::Gelu,
+            mlp_norm: MlpNorm::LayerNorm,
         }),
         Family::Pvt => BackboneConfig::Pvt(PvtConfig {
             img_size: IMAGE,
@@ -79,7 +85,8 @@ pub(super) fn config(family: Family) -> BackboneConfig {
         }),
         Family::Vil => BackboneConfig::Vil(VilConfig {
             img_size: IMAGE,
-            stages: "l1,h2,d64,n2,s1,g1,p4,f4,a0_l2,h4,d128,n2,s0,g0,p2,f4,a0"
+            // It has three stages or four: the second keeps the map.
+            stages: "l1,h2,d64,n1,s1,g1,p4,f4,a0_l2,h2,d64,n1,s1,g1,p1,f4,a0_l3,h4,d128,n2,s0,g0,p2,f4,a0"
                 .parse()
                 .expect("a table of valid stages"),
             mode: 0,

@@ -94,8 +94,7 @@ fn the_first_block_as_written_out() {
     // Squares of 4 x 4 tokens as patches of an image.
     let map = normed.reshape([2, 8, 8, 4]).permute(&[0, 3, 1, 2]);
     let squares = composed::patchify(map, 4);
-    let squares =
-        composed::linear(squares, named.linear("block1.0.attn.sr", 64), Activation::None);
+    let squares = composed::linear(squares, named.linear("block1.0.attn.sr", 64), Activation::None);
     let squares = composed::layer_norm(squares, norm("block1.0.attn.norm", 1e-5));
     let kv = composed::linear(squares, named.linear("block1.0.attn.kv", 4), Activation::None);
     let context = composed::cross_attention(q, kv, &[[64, 4]; 2], 1);

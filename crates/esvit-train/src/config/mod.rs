@@ -179,26 +179,10 @@ impl Config {
 
     /// What is not as in an earlier configuration, such as `optim.lr = 0.1 (it was 0.2)`.
     pub fn differences(&self, before: &Self) -> Vec<String> {
-        fn add(path: &str, now: &Table, before: &Table, found: &mut Vec<String>) {
-            let none = Value::from("none");
-            let keys: BTreeSet<&String> = now.keys().chain(before.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                match (now.get(key).unwrap_or(&none), before.get(key).unwrap_or(&none)) {
-                    (Value::Table(now), Value::Table(before)) => add(&path, now, before, found),
-                    (now, before) if now != before => {
-                        found.push(format!("{path} = {now} (it was {before})"));
-                    }
-                    _ => {}
-                }
-            }
-        }
         let [now, before] = [self, before].map(|config| {
             Table::try_from(config).expect("a configuration is a table of plain values")
         });
-        let mut found = Vec::new();
-        add("", &now, &before, &mut found);
-        found
+        differences(&now, &before)
     }
 
     /// All settings as TOML.
@@ -226,11 +210,16 @@ impl Config {
             || self.model.backbone.has_batch_norm()
     }
 
+    /// Whether the objective lets the views of an image go through in several passes.
+    fn splits_views(&self) -> bool {
+        self.objective.settings().chunking() == Chunking::ByView
+    }
+
     /// How crops are split into forward passes of the student.
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            0 if self.sees_all_at_once() => CropChunks::All,
+            0 if self.sees_all_at_once() || !self.splits_views() => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
                 CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
@@ -248,6 +237,7 @@ impl Config {
                 width,
                 blocks: backbone.blocks(),
                 classes,
+                images: self.train.batch_size,
                 seed: self.seed,
                 precision: self.train.precision(),
                 device: *device,
@@ -306,7 +296,7 @@ impl Config {
                     .into(),
             );
         }
-        if objective.chunking() == Chunking::Whole && self.train.crops_per_forward > 0 {
+        if !self.splits_views() && self.train.crops_per_forward > 0 {
             return fail(
                 "`train.crops_per_forward` does not go with this objective, whose loss (or \
                  `objective.head.use_bn_in_head`) sees all crops of a step at once\n\
@@ -346,6 +336,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What is not as in an earlier table of settings, such as `optim.lr = 0.1 (it was 0.2)`.
+pub fn differences(now: &Table, before: &Table) -> Vec<String> {
+    fn add(path: &str, now: &Table, before: &Table, found: &mut Vec<String>) {
+        let none = Value::from("none");
+        let keys: BTreeSet<&String> = now.keys().chain(before.keys()).collect();
+        for key in keys {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match (now.get(key).unwrap_or(&none), before.get(key).unwrap_or(&none)) {
+                (Value::Table(now), Value::Table(before)) => add(&path, now, before, found),
+                (now, before) if now != before => {
+                    found.push(format!("{path} = {now} (it was {before})"));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    add("", now, before, &mut found);
+    found
 }
 
 /// Overrides on the command line are one layer: their order does not matter, and what excludes each

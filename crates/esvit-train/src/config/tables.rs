@@ -13,8 +13,9 @@ use toml::Table;
 
 use crate::config_text::{ConfigError, Layer, Origin, auto_word, none_word};
 use crate::objective::read;
-use crate::optim::{ClipScope, OptimizerKind};
-use crate::span::{Span, Time};
+use crate::optim::{ClipScope, Decayed, OptimizerConfig, OptimizerKind};
+use crate::schedule::{CosineSchedule, LrScaling, LrSchedule, LrScheduleKind};
+use crate::span::{RunLength, Span, Time};
 
 settings! {
     /// Where images come from.
@@ -110,6 +111,18 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// The images of these folders.
+    ///
+    /// # Errors
+    /// [`ConfigError::Defaults`] if a path has no form in TOML.
+    pub fn of_images(folders: &Folders, origin: Origin) -> Result<Self, ConfigError> {
+        let path = toml::Value::try_from(folders).map_err(ConfigError::Defaults)?;
+        let data = Table::from_iter([("path".to_owned(), path)]);
+        Ok(Self { origin, table: Table::from_iter([("data".to_owned(), data.into())]) })
+    }
+}
+
 impl Describe for ModelConfig {
     fn schema() -> Value {
         let mut schema = BackboneConfig::schema();
@@ -142,16 +155,33 @@ impl Default for ModelConfig {
 settings! {
     /// Optimizer and its schedules.
     pub struct OptimConfig {
-        /// `adamw`, `sgd` or `lars`.
+        /// `adamw`, `sgd`, `lars`, or `larc`, which divides by the sum of the norms of gradient and
+        /// decay where LARS divides by the norm of their sum.
         pub name: OptimizerKind = OptimizerKind::AdamW,
-        /// Learning rate at the end of the warm-up for a global batch of 256; it is scaled linearly
-        /// with the global batch.
+        /// Whether the learning rate multiplies gradients as momentum adds them up, as in
+        /// TensorFlow and SimCLR, and not their sum, as in PyTorch. Not for `adamw`.
+        pub lr_in_momentum: bool = false,
+        /// Learning rate at the end of the warm-up for a global batch of 256.
         pub lr: f64 = 5e-4,
+        /// How the learning rate grows with the global batch: `linear`, or `sqrt`, with its square
+        /// root.
+        pub lr_scaling: LrScaling = LrScaling::Linear,
         /// Learning rate at the end of the run, not scaled.
         pub min_lr: f64 = 1e-6,
-        /// Length of the warm-up, over which the learning rate grows from 0: `10 epochs`,
-        /// `500 steps` or `10%`. One that is longer than the run becomes a tenth of it.
+        /// How the learning rate changes: `cosine` (DINO, EsViT, SwAV), `warmup_cosine` (MoCo v3,
+        /// SimCLR, BYOL), `epoch_cosine` (MoCo v2, DenseCL), `timm_cosine` (MoBY),
+        /// `timm_prefix_cosine` (Swin), or `multi_step`, a tenth at each of `optim.milestones`.
+        pub schedule: LrScheduleKind = LrScheduleKind::Cosine,
+        /// Length of the warm-up, over which the learning rate grows: `10 epochs`, `500 steps` or
+        /// `10%`. One that is longer than the run becomes a tenth of it.
         pub warmup: Span = Span::Epochs(10.0),
+        /// Learning rate at the start of the warm-up, not scaled.
+        pub warmup_lr: f64 = 0.0,
+        /// Lengths from the start after which `multi_step` divides the learning rate by ten.
+        pub milestones: Vec<Span> = vec![Span::Percent(60.0), Span::Percent(80.0)],
+        /// What weight decay applies to, and `lars` and `larc` adapt: `matrices`, tensors of two or
+        /// more dimensions that are not biases, or `all` parameters, as in MoCo, DenseCL and SwAV.
+        pub decay: Decayed = Decayed::Matrices,
         /// Weight decay at the start.
         pub weight_decay: f64 = 0.04,
         /// Weight decay at the end.
@@ -224,7 +254,11 @@ pub enum PrecisionChoice {
 
 words! {
     PrecisionChoice: "auto", "f32", "bf16";
-    OptimizerKind: "adamw", "sgd", "lars";
+    OptimizerKind: "adamw", "sgd", "lars", "larc";
+    Decayed: "matrices", "all";
+    LrScaling: "linear", "sqrt";
+    LrScheduleKind: "cosine", "warmup_cosine", "epoch_cosine", "timm_cosine", "timm_prefix_cosine",
+        "multi_step";
     ClipScope: "tensor", "global";
 }
 
@@ -318,10 +352,34 @@ impl ModelConfig {
 }
 
 impl OptimConfig {
+    /// The optimizer, learning rate and weight decay apart.
+    pub fn optimizer(&self) -> OptimizerConfig {
+        let Self { decay: decayed, lr_in_momentum, .. } = *self;
+        OptimizerConfig { decayed, lr_in_momentum, ..self.name.into() }
+    }
+
+    /// The learning rate over a run with steps of `batch` images.
+    pub fn lr_schedule(&self, batch: usize, run: RunLength) -> LrSchedule {
+        let cosine = CosineSchedule {
+            start: self.warmup_lr,
+            base: self.lr * self.lr_scaling.factor(batch as f64 / LR_BATCH),
+            last: self.min_lr,
+            warmup_steps: self.warmup.phase(run),
+            total_steps: run.total_steps,
+        };
+        LrSchedule {
+            kind: self.schedule,
+            cosine,
+            steps_per_epoch: run.steps_per_epoch,
+            milestones: self.milestones.iter().map(|milestone| milestone.steps(run)).collect(),
+        }
+    }
+
     pub(super) fn validate(&self) -> Result<(), SettingError> {
         for (key, value) in [
             ("optim.lr", self.lr),
             ("optim.min_lr", self.min_lr),
+            ("optim.warmup_lr", self.warmup_lr),
             ("optim.weight_decay", self.weight_decay),
             ("optim.weight_decay_end", self.weight_decay_end),
         ] {
@@ -331,6 +389,10 @@ impl OptimConfig {
             let need = "it must be at least 1e-6, or `none` for no limit";
             check(limit.is_finite() && limit >= 1e-6, "optim.clip_grad", limit, need)?;
         }
+        let has_buffer = self.name != OptimizerKind::AdamW;
+        let need = "`adamw` has no momentum buffer\n\
+                    hint: choose `optim.name=sgd`, `lars` or `larc`";
+        check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)?;
         let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
         check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)
     }

@@ -6,8 +6,9 @@ use crate::mixup::MixupConfig;
 use crate::objective::distill::DistillSettings;
 use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
-use crate::optim::{ClipScope, OptimizerKind};
-use crate::span::{Span, Time};
+use crate::optim::{ClipScope, Decayed, OptimizerKind};
+use crate::schedule::{LrScaling, LrScheduleKind};
+use crate::span::{RunLength, Span, Time};
 use esvit_data::{Background, RangeSetting};
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::swin::SwinConfig;
@@ -213,8 +214,8 @@ fn layers_decide_about_the_objective() {
         assert!(error.contains("unknown key `objective."), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
-    let expected =
-        "there is no objective `dino`\nhint: choose one of `esvit`, `supervised`, `distill`";
+    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `mocov2`, `mocov3`, \
+                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, `distill`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -324,6 +325,13 @@ fn every_setting_has_its_bounds() {
         ("optim.lr=-1.0", "optim.lr=0.0"),
         ("optim.lr=inf", "optim.lr=10.0"),
         ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
+        ("optim.warmup_lr=-1.0", "optim.warmup_lr=0.0"),
+        ("optim.warmup_lr=nan", "optim.warmup_lr=1.0"),
+        ("optim.lr_in_momentum=true", "optim.lr_in_momentum=false"),
+        ("optim.schedule=linear", "optim.schedule=multi_step"),
+        ("optim.lr_scaling=none", "optim.lr_scaling=sqrt"),
+        ("optim.decay=none", "optim.decay=all"),
+        ("optim.milestones=5", "optim.milestones=[5, '8 steps', '70%']"),
         ("optim.weight_decay=-0.1", "optim.weight_decay=0.0"),
         ("optim.weight_decay_end=-0.1", "optim.weight_decay_end=0.0"),
         ("optim.warmup=-1.0", "optim.warmup=0.0"),
@@ -357,6 +365,98 @@ fn every_setting_has_its_bounds() {
         let error = resolve(&[name, refused]).expect_err(refused).to_string();
         assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
         resolve(&[name, allowed]).expect(allowed);
+    }
+    for (name, refused, allowed) in [
+        ("mocov2", "queue_length=0", "queue_length=1"),
+        ("mocov2", "queue_length=8388609", "queue_length=8388608"),
+        ("mocov2", "out_dim=65537", "out_dim=16384"),
+        ("mocov2", "temperature=1e-4", "temperature=1e-3"),
+        ("mocov2", "momentum_teacher=1.1", "momentum_teacher=1.0"),
+        ("mocov3", "projector_layers=0", "projector_layers=1"),
+        ("mocov3", "projector_layers=17", "projector_layers=16"),
+        ("mocov3", "hidden_dim=0", "hidden_dim=1"),
+        ("mocov3", "temperature=nan", "temperature=1e3"),
+        ("mocov3", "momentum_teacher=-0.1", "momentum_teacher=0.0"),
+        ("moby", "queue_length=0", "queue_length=1"),
+        ("moby", "temperature=1001.0", "temperature=1000.0"),
+        ("moby", "out_dim=0", "out_dim=1"),
+        ("moby", "momentum_teacher=inf", "momentum_teacher=0.5"),
+        ("simclr", "head_layers=0", "head_layers=1"),
+        ("simclr", "out_dim=0", "out_dim=1"),
+        ("simclr", "temperature=0.0", "temperature=0.5"),
+        ("byol", "hidden_dim=65537", "hidden_dim=65536"),
+        ("byol", "momentum_teacher=2", "momentum_teacher=1"),
+        ("swav", "prototypes=1", "prototypes=2"),
+        ("swav", "prototypes=4194305", "prototypes=4194304"),
+        ("swav", "epsilon=0.0", "epsilon=0.03"),
+        ("swav", "temperature=0.0", "temperature=0.1"),
+        ("swav", "sinkhorn_iterations=1001", "sinkhorn_iterations=0"),
+        ("swav", "queue_length=4194305", "queue_length=4194304"),
+        ("densecl", "loss_lambda=1.1", "loss_lambda=1.0"),
+        ("densecl", "queue_length=0", "queue_length=1"),
+        ("densecl", "hidden_dim=0", "hidden_dim=1"),
+        ("densecl", "momentum_teacher=1.5", "momentum_teacher=0.0"),
+        ("densecl", "temperature=0.0", "temperature=0.2"),
+    ] {
+        let name = format!("objective.name={name}");
+        let [refused, allowed] = [refused, allowed].map(|text| format!("objective.{text}"));
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[&name, &refused]).expect_err(&refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        resolve(&[&name, &allowed]).expect(&allowed);
+    }
+}
+
+/// Objectives that compare images see all views at once; those with a queue alone do not.
+#[test]
+fn objectives_and_the_passes_of_their_views() {
+    for (name, splits) in [
+        ("mocov2", true),
+        ("densecl", true),
+        ("mocov3", false),
+        ("moby", false),
+        ("simclr", false),
+        ("byol", false),
+        ("swav", false),
+    ] {
+        let name = format!("objective.name={name}");
+        let found = resolve(&[&name]).unwrap().crop_chunks();
+        assert_eq!(found != CropChunks::All, splits, "{name}");
+        let given = resolve(&[&name, "train.crops_per_forward=1"]);
+        assert_eq!(given.is_ok(), splits, "{name}");
+    }
+}
+
+/// What the papers and their code say, in their own terms: the peak of the rate, and what belongs to the
+/// objective alone.
+#[test]
+fn recipes_of_other_objectives_are_the_published_ones() {
+    for (name, arch, batch_size, epochs, rate, weight_decay, views) in [
+        ("mocov2", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
+        ("mocov3", "vit_small16", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
+        ("mocov3_resnet50", "resnet50", 4096, 300, 4.8, 1e-6, vec![224; 2]),
+        ("moby", "swin_tiny_w7", 512, 300, 1e-3, 0.05, vec![224; 2]),
+        ("simclr", "resnet50", 4096, 1000, 4.8, 1e-6, vec![224; 2]),
+        ("simclr_v2", "resnet50", 4096, 800, 4.8, 1e-4, vec![224; 2]),
+        ("byol", "resnet50", 4096, 1000, 3.2, 1.5e-6, vec![224; 2]),
+        ("swav", "resnet50", 4096, 800, 4.8, 1e-6, [vec![224; 2], vec![96; 6]].concat()),
+        ("swav_256", "resnet50", 256, 400, 0.6, 1e-6, [vec![224; 2], vec![96; 6]].concat()),
+        ("densecl", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
+    ] {
+        let config = recipe(name);
+        let Config { train, optim, .. } = &config;
+        assert_eq!(config.model.arch, arch, "{name}");
+        assert_eq!((train.batch_size, train.epochs), (batch_size, Some(epochs)), "{name}");
+        let found = optim.lr * batch_size as f64 / LR_BATCH;
+        assert!((found / rate - 1.0).abs() < 1e-12, "{name}: {found}");
+        assert_eq!([optim.weight_decay, optim.weight_decay_end], [weight_decay; 2], "{name}");
+        assert_eq!(config.views.sizes(), views, "{name}");
+        let objective = name.split('_').next().unwrap();
+        assert_eq!(config.objective.name(), objective);
+        // A recipe has the defaults of its objective but for what its name says.
+        let is_default = config.objective == ObjectiveConfig::named(objective).unwrap();
+        let has_own = ["mocov3_resnet50", "simclr", "byol", "swav_256"].contains(&name);
+        assert_eq!(is_default, !has_own, "{name}");
     }
 }
 
@@ -464,6 +564,11 @@ fn settings_that_do_not_go_together_are_refused() {
             ["optim.lr=5", "optim.warmup=5"],
             "`optim.warmup_epochs` is the former name of `optim.warmup`",
         ),
+        (
+            ["optim.name=adamw", "optim.lr_in_momentum=true"],
+            ["optim.name=larc", "optim.lr_in_momentum=true"],
+            "hint: choose `optim.name=sgd`, `lars` or `larc`",
+        ),
     ] {
         let error = resolve(&refused).expect_err(needed).to_string();
         assert!(error.contains(needed), "{error}");
@@ -520,9 +625,15 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.objective, ObjectiveConfig::Esvit(objective));
     let optim = OptimConfig {
         name: OptimizerKind::AdamW,
+        lr_in_momentum: false,
         lr: 5e-4,
+        lr_scaling: LrScaling::Linear,
         min_lr: 1e-6,
+        schedule: LrScheduleKind::Cosine,
         warmup: Span::Epochs(10.0),
+        warmup_lr: 0.0,
+        milestones: vec![Span::Percent(60.0), Span::Percent(80.0)],
+        decay: Decayed::Matrices,
         weight_decay: 0.04,
         weight_decay_end: 0.4,
         clip_grad: Some(3.0),
@@ -665,13 +776,42 @@ fn the_supervised_recipe_is_the_published_one() {
         weight_decay_end: 0.05,
         clip_grad: Some(5.0),
         clip_scope: ClipScope::Global,
-        layer_decay: 1.0,
-        freeze_backbone: Span::NONE,
+        ..OptimConfig::default()
     };
     assert_eq!(config.optim, optim);
     assert_eq!(config.views.sizes(), [224]);
     assert_eq!((config.views.jitter.p, config.views.randaugment.ops), (0.0, 2));
     assert_eq!(config.views.erase.p, 0.25);
+}
+
+/// Peaks of the learning rate as the papers' codes have them for their batches; SwAV's starts at
+/// 0.3.
+#[test]
+fn rates_of_published_runs() {
+    for (rate, scaling, batch, peak) in [
+        ("0.03", "linear", 256, 0.03),
+        ("1.5e-4", "linear", 4096, 2.4e-3),
+        ("0.6", "linear", 4096, 9.6),
+        ("5e-4", "linear", 512, 1e-3),
+        ("0.3", "linear", 4096, 4.8),
+        ("1.2", "sqrt", 4096, 4.8),
+        ("1.2", "sqrt", 256, 1.2),
+    ] {
+        let texts = [format!("optim.lr={rate}"), format!("optim.lr_scaling={scaling}")];
+        let layers = texts.map(|text| parse_override(&text).unwrap());
+        let optim = Config::resolve(layers.into()).unwrap().optim;
+        let run = RunLength { total_steps: 100, steps_per_epoch: 10 };
+        let found = optim.lr_schedule(batch, run).cosine.base;
+        assert!((found / peak - 1.0).abs() < 1e-12, "{rate} {scaling} {batch}: {found}");
+    }
+    let texts = ["optim.warmup_lr=0.3", "optim.lr=0.3", "optim.min_lr=0.0048", "optim.warmup=2"];
+    let optim = resolve(&texts).unwrap().optim;
+    let schedule = optim.lr_schedule(4096, RunLength { total_steps: 30, steps_per_epoch: 5 });
+    // The values of the code for 6 epochs of 5 steps, two of them the warm-up.
+    for (step, expected) in [(0, 0.3), (1, 0.8), (9, 4.8), (10, 4.8), (11, 4.770_481_6)] {
+        let found = schedule.at(step);
+        assert!((found - expected).abs() < 1e-6, "{step}: {found}");
+    }
 }
 
 #[test]
@@ -711,7 +851,7 @@ fn layers_decide_about_architecture_and_policy() {
     let views = resolve(&["views.policy=deit", "views.flip=0.1", "views.policy=basic"]);
     let expected = ViewsConfig { flip: 0.1, ..ViewsConfig::for_policy(Policy::Basic) };
     assert_eq!(views.unwrap().views, expected);
-    let error = resolve(&["views.policy=simclr"]).unwrap_err().to_string();
+    let error = resolve(&["views.policy=cutout"]).unwrap_err().to_string();
     assert!(error.contains("`views.policy`"), "{error}");
     let error = recipe_layers("swin_tiny").unwrap_err().to_string();
     assert!(

@@ -5,15 +5,22 @@ use std::fmt::Debug;
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
-use esvit_settings::SettingError;
 use esvit_settings::describe::{Describe, Value, json};
+use esvit_settings::{SettingError, check};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Table;
 
+use super::byol::ByolConfig;
+use super::densecl::DenseClConfig;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
+use super::moby::MobyConfig;
+use super::mocov2::MocoV2Config;
+use super::mocov3::MocoV3Config;
+use super::simclr::SimClrConfig;
 use super::supervised::SupervisedConfig;
+use super::swav::SwavConfig;
 use super::{Chunking, Collapse, Objective};
 
 /// What an objective is built for.
@@ -25,6 +32,8 @@ pub struct Setup {
     pub blocks: usize,
     /// Number of classes of the images, 0 without labels.
     pub classes: usize,
+    /// Images of a step, over all micro-batches and processes.
+    pub images: usize,
     /// The run's seed.
     pub seed: u64,
     /// The type of GEMM operands.
@@ -70,7 +79,12 @@ pub trait ObjectiveSettings: Debug {
     /// of the student and of the teacher.
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory;
 
-    /// Bytes that it holds over the whole run, besides student and EMA teacher.
+    /// Bytes of the objective's state, such as a queue.
+    fn state_memory(&self) -> f64 {
+        0.0
+    }
+
+    /// Bytes that it holds over the whole run, besides student, EMA teacher and state.
     fn held_bytes(&self) -> f64 {
         0.0
     }
@@ -101,6 +115,42 @@ pub struct HeadMemory {
     pub student_logits: f64,
     /// Exponentials of the teacher's logits.
     pub teacher_logits: f64,
+}
+
+/// Checks a temperature of a softmax.
+pub(super) fn check_temperature(key: &str, value: f64) -> Result<(), SettingError> {
+    check((1e-3..=1e3).contains(&value), key, value, "it must be from 0.001 to 1000")
+}
+
+/// Checks a momentum or another share.
+pub(super) fn check_share(key: &str, value: f64) -> Result<(), SettingError> {
+    check((0.0..=1.0).contains(&value), key, value, "it must be between 0 and 1")
+}
+
+/// Checks widths of heads.
+pub(super) fn check_widths<const N: usize>(widths: [(&str, usize); N]) -> Result<(), SettingError> {
+    const MOST: usize = 1 << 16;
+    for (key, width) in widths {
+        let need = format!("it must be between 1 and {MOST}");
+        check((1..=MOST).contains(&width), key, width, need)?;
+    }
+    Ok(())
+}
+
+/// Checks the length of a queue of keys of `width` values.
+pub(super) fn check_queue(key: &str, length: usize, width: usize) -> Result<(), SettingError> {
+    const MOST: usize = 1 << 30;
+    let need = format!("it must be at least 1, and the queue has at most {MOST} values");
+    let is_size = length > 0 && length.checked_mul(width).is_some_and(|values| values <= MOST);
+    check(is_size, key, length, need)
+}
+
+/// Bytes of a value that is saved for the backward pass, with its gradient.
+pub(super) fn saved_bytes(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 8.0,
+        Precision::Bf16 => 6.0,
+    }
 }
 
 macro_rules! objectives {
@@ -156,6 +206,20 @@ macro_rules! objectives {
 objectives! {
     /// DINO's view task and EsViT's region task.
     Esvit(EsvitConfig) = "esvit",
+    /// MoCo-v2: one view tells its image from those in a queue, by the other view's key.
+    MocoV2(MocoV2Config) = "mocov2",
+    /// MoCo-v3: both views tell their image from the others of the batch, by a momentum encoder's keys.
+    MocoV3(MocoV3Config) = "mocov3",
+    /// MoBY: both views tell their image from those in two queues, through a predictor.
+    Moby(MobyConfig) = "moby",
+    /// SimCLR: the two views of an image find each other among those of all others.
+    SimClr(SimClrConfig) = "simclr",
+    /// BYOL: both views predict a slow network's projection of the other one.
+    Byol(ByolConfig) = "byol",
+    /// SwAV: every view predicts the balanced cluster of the others.
+    Swav(SwavConfig) = "swav",
+    /// DenseCL: MoCo-v2 for the whole view and for each cell of its map.
+    DenseCl(DenseClConfig) = "densecl",
     /// Classification with labels.
     Supervised(SupervisedConfig) = "supervised",
     /// Distillation from a frozen teacher.

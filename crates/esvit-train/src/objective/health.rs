@@ -1,5 +1,7 @@
 //! Health of a training run: does the network's output still depend on the image?
 
+use esvit_nn::{Tensor, ops};
+
 /// Statistics of the networks on one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Health {
@@ -14,6 +16,16 @@ impl Health {
     pub fn signal(&self, name: &str) -> Option<f64> {
         self.signals.iter().find(|signal| signal.0 == name).map(|signal| signal.1)
     }
+}
+
+/// Standard deviation over the rows of features `[rows, C]`, scaled to unit length, times the root of
+/// C: 1 for features in all directions, 0 for identical ones. Without gradient.
+pub fn feature_std(features: Tensor) -> f64 {
+    let features = ops::l2_normalize(features.detach());
+    let width = features.shape()[1] as f64;
+    let centered = features.clone() - features.mean_dim(0);
+    let variance = centered.square().mean_dim(0).mean();
+    (f64::from(variance.item()) * width).sqrt()
 }
 
 /// A kind of collapse: an output that does not depend on the image.

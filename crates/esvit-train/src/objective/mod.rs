@@ -6,12 +6,26 @@
 //! the student's views, a forward pass, [`Objective::loss`] and the backward pass, and
 //! [`Objective::end_micro_batch`]; then clipping, optimizer and EMA; and, if loss and gradient are
 //! finite, [`Objective::commit`].
+//!
+//! Where [`Objective::compares_images`], the parts of that loop for a micro-batch come once a step, with
+//! the view features of all micro-batches.
 
+pub mod byol;
 mod config;
+pub mod densecl;
 pub mod distill;
 pub mod esvit;
 mod health;
+pub mod infonce;
+pub mod moby;
+pub mod mocov2;
+pub mod mocov3;
+pub mod pairs;
+pub mod queue;
+pub mod simclr;
+pub mod sinkhorn;
 pub mod supervised;
+pub mod swav;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -26,7 +40,7 @@ use crate::span::{RunLength, Span};
 
 pub(crate) use config::read;
 pub use config::{HeadMemory, ObjectiveConfig, ObjectiveSettings, Setup};
-pub use health::{Collapse, CollapseDetector, Health};
+pub use health::{Collapse, CollapseDetector, Health, feature_std};
 
 /// Number of global views, which come first.
 pub const GLOBAL_VIEWS: usize = 2;
@@ -134,10 +148,28 @@ pub enum EmaTiming {
 /// How an objective's loss may be split over forward passes of the student.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunking {
-    /// Losses of disjoint chunks of views add up to that of all.
+    /// Losses of disjoint chunks of views add up to that of all, and so do those of micro-batches.
     ByView,
-    /// The loss, or batch normalization, needs all views of a micro-batch at once.
+    /// Heads and loss need the view features of all views and images of a step at once. The backbone
+    /// may see a micro-batch at a time; each then goes through it twice, since the gradients of its
+    /// features are known when all of these are.
+    ByImage,
+    /// The loss, or batch normalization, needs all views and images at once.
     Whole,
+}
+
+/// Whose rows batch normalization of a backbone has the statistics of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchStatistics {
+    /// Those of all views of a size, as in DINO, SwAV and SimCLR.
+    PerSize,
+    /// Those of every view, as in MoCo and BYOL.
+    PerView,
+}
+
+/// Of so many views those of a range.
+pub(crate) fn of_views(range: Range<usize>, count: usize) -> Range<usize> {
+    range.start.min(count)..range.end.min(count)
 }
 
 /// Which of an image's views are in a forward pass.
@@ -229,15 +261,38 @@ pub trait Objective: Any + Debug + Send {
     /// The teacher in a step. Its kind is the same in all steps.
     fn teacher(&self, at: &StepInfo) -> Teacher;
 
-    /// Number of views, from the first, that the teacher sees.
-    fn teacher_views(&self) -> usize {
-        GLOBAL_VIEWS
+    /// The views that the teacher sees.
+    fn teacher_views(&self) -> Range<usize> {
+        0..GLOBAL_VIEWS
     }
 
-    /// What the teacher sees of a micro-batch, each `[B', 3, H, W]`: its first [`Objective::teacher_views`],
-    /// unless the objective says otherwise. Without a view there is no pass.
+    /// Whose rows batch normalization of the backbone has the statistics of.
+    fn batch_statistics(&self) -> BatchStatistics {
+        BatchStatistics::PerSize
+    }
+
+    /// Whether the loss compares images with each other, or a head normalizes by them: `targets` and
+    /// `loss` then see those of all micro-batches at once, by their view features alone. See
+    /// [`Chunking::ByImage`].
+    fn compares_images(&self) -> bool {
+        false
+    }
+
+    /// Whether it is the student that is evaluated though there is a teacher, as in MoCo and BYOL, whose
+    /// teachers serve training alone.
+    fn evaluates_student(&self) -> bool {
+        false
+    }
+
+    /// Whether a parameter keeps its first values for the whole run.
+    fn is_fixed(&self, _spec: &ParamSpec) -> bool {
+        false
+    }
+
+    /// What the teacher sees of a micro-batch, each `[B', 3, H, W]`: its [`Objective::teacher_views`], unless
+    /// the objective says otherwise. Without a view there is no pass. Where images are compared it sees all.
     fn teacher_input(&mut self, batch: &MicroBatch) -> Vec<Tensor> {
-        batch.views[..self.teacher_views().min(batch.views.len())].to_vec()
+        batch.views[of_views(self.teacher_views(), batch.views.len())].to_vec()
     }
 
     /// Parameters that do not learn in a step; their moments do not change either.
@@ -252,6 +307,10 @@ pub trait Objective: Any + Debug + Send {
 
     /// Called before a step. What was noted in a step that failed is to be forgotten.
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {}
+
+    /// Takes back what [`Objective::begin_step`] has changed of the student, as the step will not be
+    /// ended.
+    fn abandon_step(&mut self, _student: &mut Params) {}
 
     /// Prepares the targets of a micro-batch, without a gradient. `teacher` has the teacher's pass
     /// over [`Objective::teacher_input`], if there is a teacher and something for it to see.
@@ -269,7 +328,7 @@ pub trait Objective: Any + Debug + Send {
     }
 
     /// The loss of the student's pass against the targets. Chunks of views add up.
-    fn loss(&self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss;
+    fn loss(&mut self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss;
 
     /// Called when all chunks of a micro-batch are done: its targets are to be dropped. Parameters that
     /// they hold would be copied by the update.

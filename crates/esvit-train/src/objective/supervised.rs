@@ -139,7 +139,7 @@ impl Objective for Supervised {
         self.targets = None;
     }
 
-    fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, .. } = student;
         let share = views.at_hand.len() as f64 / views.total as f64;
         let logits = self.head.forward(params, features.view, ctx);
@@ -155,7 +155,7 @@ impl Objective for Supervised {
 
 /// Targets `[B, classes]` with label smoothing: one-hot times `1 - smoothing`, plus
 /// `smoothing / classes`.
-fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor {
+pub fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Tensor {
     let spread = smoothing / classes as f64;
     let mut values = vec![spread as f32; labels.len() * classes];
     for (row, &label) in values.chunks_exact_mut(classes).zip(labels) {
@@ -165,7 +165,7 @@ fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> T
 }
 
 /// Mean cross-entropy of logits `[B, classes]` against targets that sum to 1 per row.
-fn cross_entropy(logits: Tensor, targets: Tensor) -> Tensor {
+pub fn cross_entropy(logits: Tensor, targets: Tensor) -> Tensor {
     let rows = logits.shape()[0] as f64;
     -(logits.log_softmax(1) * targets).sum() / rows
 }

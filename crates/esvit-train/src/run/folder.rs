@@ -296,12 +296,20 @@ impl RunFolder {
     /// # Errors
     /// When it can be neither linked nor copied.
     pub fn mark_best(&self, checkpoint: &Path) -> Result<(), FolderError> {
-        let fresh = self.io(esvit_files::temporary_path(&self.best()))?;
+        self.keep(checkpoint, &self.best())
+    }
+
+    /// Gives `checkpoint` a second name, under which it stays when it is pruned.
+    ///
+    /// # Errors
+    /// When it can be neither linked nor copied.
+    pub fn keep(&self, checkpoint: &Path, name: &Path) -> Result<(), FolderError> {
+        let fresh = self.io(esvit_files::temporary_path(name))?;
         // A hard link, or a copy where the file system has none.
         if std::fs::hard_link(checkpoint, &fresh).is_err() {
             self.io(std::fs::copy(checkpoint, &fresh))?;
         }
-        self.io(std::fs::rename(&fresh, self.best()))?;
+        self.io(std::fs::rename(&fresh, name))?;
         // Where both names are of one file already, renaming does nothing and leaves the first.
         let _ = std::fs::remove_file(&fresh);
         Ok(())

@@ -30,6 +30,7 @@ use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
 use crate::objective::distill::TeacherRecord;
+use crate::span::RunLength;
 use esvit_files::FileError;
 use session::Session;
 
@@ -317,6 +318,20 @@ pub fn plan(
     let classes = source.classes().len();
     let learner = plan::learner(config, &device, classes, collective.clone());
     Ok(Plan::new(config, &loader, source.len(), &learner, 0))
+}
+
+/// The length of a run; without a number of steps where it depends on a time.
+///
+/// # Errors
+/// When the images do not suit the settings.
+pub fn run_length(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    collective: &Arc<dyn Collective>,
+) -> Result<RunLength, RunError> {
+    let config = settled(config, &**source, collective.world());
+    let loader = plan::loader(&config, source.clone(), &**collective)?;
+    Ok(plan::length(&config, loader.steps_per_epoch()))
 }
 
 /// Pre-trains a student and its teacher.

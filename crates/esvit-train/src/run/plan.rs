@@ -10,10 +10,10 @@ use esvit_nn::params::Role;
 use esvit_nn::{Collective, Device};
 
 use crate::Learner;
-use crate::config::{Config, LR_BATCH};
+use crate::config::Config;
 use crate::learner::LearnerSettings;
 use crate::objective::StepInfo;
-use crate::schedule::CosineSchedule;
+use crate::schedule::{CosineSchedule, LrSchedule};
 use crate::span::RunLength;
 
 /// The plan of a run: lengths and schedules.
@@ -42,7 +42,7 @@ pub struct Plan {
     /// The loss of a network whose outputs tell nothing.
     pub chance_loss: f64,
     description: String,
-    lr: CosineSchedule,
+    lr: LrSchedule,
     weight_decay: CosineSchedule,
     log_every: u64,
 }
@@ -59,13 +59,6 @@ impl Plan {
         let RunLength { total_steps, steps_per_epoch } = run;
         let optim = &config.optim;
         let batch = config.train.batch_size;
-        let lr = CosineSchedule {
-            start: 0.0,
-            base: optim.lr * batch as f64 / LR_BATCH,
-            last: optim.min_lr,
-            warmup_steps: optim.warmup.phase(run),
-            total_steps,
-        };
         Self {
             first_step,
             total_steps,
@@ -79,7 +72,7 @@ impl Plan {
             precision: learner.settings.precision,
             chance_loss: learner.objective.chance_loss(),
             description: describe(config, learner),
-            lr,
+            lr: optim.lr_schedule(batch, run),
             weight_decay: CosineSchedule::new(
                 optim.weight_decay,
                 optim.weight_decay_end,
@@ -218,7 +211,8 @@ pub(super) fn learner(
         layer_decay: config.optim.layer_decay,
         freeze_backbone: config.optim.freeze_backbone,
     };
-    let learner = Learner::new(network, objective, config.optim.name, settings, device);
+    let optimizer = config.optim.optimizer();
+    let learner = Learner::new(network, objective, optimizer, settings, device);
     Learner { collective, ..learner }
 }
 
@@ -236,7 +230,8 @@ mod tests {
     use crate::objective::esvit::{Esvit, EsvitConfig, Weights};
     use crate::objective::supervised::SupervisedConfig;
     use crate::objective::{EmaTiming, Objective, ObjectiveConfig, Setup, Teacher};
-    use crate::optim::{ClipScope, OptimizerKind};
+    use crate::optim::{ClipScope, Decayed, OptimizerConfig, OptimizerKind};
+    use crate::schedule::{LrScaling, LrScheduleKind};
     use crate::span::Span;
     use esvit_data::{Background, Image, InMemory, Levels, Policy, RangeSetting, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
@@ -329,9 +324,15 @@ mod tests {
             }),
             optim: OptimConfig {
                 name: OptimizerKind::Lars,
+                lr_in_momentum: true,
                 lr: 0.64,
+                lr_scaling: LrScaling::Sqrt,
                 min_lr: 1e-3,
+                schedule: LrScheduleKind::WarmupCosine,
                 warmup: Span::Epochs(1.6),
+                warmup_lr: 2e-3,
+                milestones: vec![Span::Steps(11)],
+                decay: Decayed::All,
                 weight_decay: 0.03,
                 weight_decay_end: 0.5,
                 clip_grad: Some(2.0),
@@ -363,6 +364,15 @@ mod tests {
                 resize: 14,
             },
         }
+    }
+
+    /// The same run with the learning rate as published for EsViT.
+    fn with_usual_rate() -> Config {
+        let mut config = unusual();
+        config.optim.lr_scaling = LrScaling::Linear;
+        config.optim.schedule = LrScheduleKind::Cosine;
+        config.optim.warmup_lr = 0.0;
+        config
     }
 
     /// Ten images of noise, all different.
@@ -418,7 +428,7 @@ mod tests {
     /// warm-up to 0.64 * 4 / 256.
     #[test]
     fn scheduled_values_at_every_border() {
-        let plan = plan(&unusual(), 6);
+        let plan = plan(&with_usual_rate(), 6);
         let objective = learner(&unusual(), &Device::Cpu, 0, Solo::shared()).objective;
         assert_eq!((plan.first_step, plan.total_steps, plan.steps_per_epoch), (6, 20, 5));
         assert_eq!((plan.batch, plan.images), (4, 10));
@@ -468,20 +478,50 @@ mod tests {
         for (batch, micro_batch, expected) in
             [(4, 2, 0.01), (4, 4, 0.01), (4, 1, 0.01), (2, 1, 0.005), (5, 1, 0.0125)]
         {
-            let mut config = unusual();
+            let mut config = with_usual_rate();
             (config.train.batch_size, config.train.micro_batch) = (batch, Some(micro_batch));
             config.optim.warmup = Span::NONE;
-            let plan = plan(&config, 0);
-            close(&format!("{batch} in parts of {micro_batch}"), plan.step(0).lr, expected);
-            assert_eq!(plan.batch, batch);
+            let rate = plan(&config, 0).step(0).lr;
+            close(&format!("{batch} in parts of {micro_batch}"), rate, expected);
+            assert_eq!(plan(&config, 0).batch, batch);
+            config.optim.lr_scaling = LrScaling::Sqrt;
+            let rate = plan(&config, 0).step(0).lr;
+            close(&format!("root of {batch}"), rate, 0.04 * (batch as f64).sqrt());
         }
     }
+
+    /// A peak of 0.64 * 2 / 16 after eight steps from 0.002, other schedules of the same settings.
+    #[test]
+    fn rates_of_other_schedules() {
+        let rates = |schedule: LrScheduleKind, steps: [u64; 4]| {
+            let mut config = unusual();
+            config.optim.schedule = schedule;
+            let plan = plan(&config, 0);
+            steps.map(|step| plan.step(step).lr)
+        };
+        for (schedule, steps, expected) in [
+            (LrScheduleKind::WarmupCosine, [0, 4, 8, 14], [0.002, 0.041, 0.08, 0.0405]),
+            (LrScheduleKind::Cosine, [0, 7, 8, 14], [0.002, 0.08, 0.08, 0.0405]),
+            // The first steps of epochs of five, the second of which is in the warm-up.
+            (LrScheduleKind::EpochCosine, [4, 5, 9, 10], [0.002, SIXTH, SIXTH, 0.074708003]),
+            (LrScheduleKind::TimmCosine, [1, 8, 9, 11], [0.002, 0.07025, 0.052706171, 0.0405]),
+            (LrScheduleKind::TimmPrefixCosine, [1, 8, 9, 15], [0.002, 0.07025, 0.08, 0.0405]),
+            (LrScheduleKind::MultiStep, [4, 8, 10, 11], [0.041, 0.08, 0.08, 0.008]),
+        ] {
+            for (found, expected) in rates(schedule, steps).into_iter().zip(expected) {
+                close(&format!("{schedule:?}"), found, expected);
+            }
+        }
+    }
+
+    /// The sixth of eight points from 0.002 to 0.08.
+    const SIXTH: f64 = 0.002 + 0.078 * 5.0 / 7.0;
 
     /// In steps and per cent as in epochs; phases longer than the run are a tenth of it.
     #[test]
     fn lengths_in_any_unit() {
         let at = |change: &dyn Fn(&mut Config), step: u64| {
-            let mut config = unusual();
+            let mut config = with_usual_rate();
             change(&mut config);
             let at = plan(&config, 0).step(step);
             let objective = learner(&config, &Device::Cpu, 0, Solo::shared()).objective;
@@ -574,6 +614,7 @@ mod tests {
                 width,
                 blocks: 3,
                 classes: 3,
+                images: config.train.batch_size,
                 seed: 7,
                 precision: Precision::Bf16,
                 device: Device::Cpu,
@@ -600,7 +641,13 @@ mod tests {
                 freeze_backbone: Span::Steps(2),
             };
             assert_eq!(learner.settings, expected);
-            assert_eq!(learner.optimizer.kind(), OptimizerKind::Lars);
+            let expected = OptimizerConfig {
+                kind: OptimizerKind::Lars,
+                decayed: Decayed::All,
+                lr_in_momentum: true,
+                trust_coefficient: 0.001,
+            };
+            assert_eq!(learner.optimizer.config(), &expected);
             // All of it, the rates of dropped branches included.
             let (network, objective) = by_hand(&config);
             assert_eq!(format!("{:?}", learner.network), format!("{network:?}"));

@@ -115,10 +115,13 @@ fn time_of_part(
             (count, spent) = (count + 1, spent + began.elapsed());
         }
         let ends = spent >= timed || Instant::now() >= limit || stop.load(Ordering::Relaxed);
-        if count > 0 && ends {
+        let ends_step = (index + 1).is_multiple_of(parts);
+        // Micro-batches that are compared go through with the last one of their step.
+        let is_done = ends_step || !learner.objective.compares_images();
+        if count > 0 && ends && is_done {
             break;
         }
-        if (index + 1).is_multiple_of(parts) {
+        if ends_step {
             // Gradients start at zero in every step, as here.
             learner.abandon(gradients);
             gradients = learner.begin(parts, &at);

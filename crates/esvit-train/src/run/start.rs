@@ -213,7 +213,7 @@ impl Started {
         if !changed.is_empty() {
             self.notes.push(format!("settings other than before: {}", changed.join(", ")));
         }
-        if config.optim.name.moments() != before.optim.name.moments() {
+        if !config.optim.optimizer().shares_moments(&before.optim.optimizer()) {
             self.notes.push("the moments of the optimizer start anew: it is another one".into());
         }
         let now = images.steps_per_epoch;

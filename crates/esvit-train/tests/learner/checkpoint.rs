@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use esvit_nn::weights::{self, Entry, METADATA_KEY, entry};
 use esvit_train::Config;
 use esvit_train::checkpoint::{self, Best, Checkpoint, CheckpointError, Measure, Metadata};
+use esvit_train::optim::OptimizerConfig;
 
 use super::*;
 
@@ -85,7 +86,7 @@ fn part(params: &Params, start: &str) -> Vec<u32> {
 
 #[test]
 fn all_of_a_state_is_restored() {
-    for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd] {
+    for kind in [OptimizerKind::AdamW, OptimizerKind::Sgd, OptimizerKind::Larc] {
         let place = Place::new();
         let learner = trained(kind);
         let file = place.saved(&learner);
@@ -134,6 +135,7 @@ fn another_optimizer_starts_anew() {
             OptimizerKind::AdamW => "adamw",
             OptimizerKind::Sgd => "sgd",
             OptimizerKind::Lars => "lars",
+            OptimizerKind::Larc => "larc",
         };
         // The settings beside them say which optimizer it was.
         let text =
@@ -146,6 +148,22 @@ fn another_optimizer_starts_anew() {
             let found = &other.optimizer;
             assert!(found.moments(index).is_empty() && found.updates(index) == 0);
         }
+    }
+}
+
+/// What momentum has added up without the learning rate is of another size than what has it inside.
+#[test]
+fn momentum_with_the_rate_inside_starts_anew() {
+    let place = Place::new();
+    let file = place.saved(&trained(OptimizerKind::Sgd));
+    for [lr_in_momentum, is_restored] in [[false, true], [true, false]] {
+        let mut other = super::learner(OptimizerKind::Sgd, true, true);
+        let config = OptimizerConfig { lr_in_momentum, ..OptimizerKind::Lars.into() };
+        other.optimizer = Optimizer::new(config, other.network.specs(), &Device::Cpu);
+        file.restore(&mut other).unwrap();
+        let has_moments = |index| !other.optimizer.moments(index).is_empty();
+        let found = (0..other.network.specs().len()).any(has_moments);
+        assert_eq!(found, is_restored, "{lr_in_momentum}");
     }
 }
 

@@ -9,13 +9,13 @@ use esvit_train::learner::NotFinite;
 use super::*;
 
 /// What is left of a learner and its last step.
-struct Left {
-    result: Result<StepResult, NotFinite>,
-    state: Vec<Vec<u32>>,
+pub(super) struct Left {
+    pub(super) result: Result<StepResult, NotFinite>,
+    pub(super) state: Vec<Vec<u32>>,
 }
 
 /// The first half of the micro-batches on one learner and the second on another.
-fn apart(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> [Left; 2] {
+pub(super) fn apart(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> [Left; 2] {
     let run = |collective: Arc<dyn Collective>| {
         let mut learner = new();
         let rank = collective.rank();
@@ -33,7 +33,7 @@ fn apart(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> [Left; 2] {
 }
 
 /// All of them on one.
-fn together(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> Left {
+pub(super) fn together(new: fn() -> Learner, steps: &[Vec<MicroBatch>]) -> Left {
     let mut learner = new();
     let mut result = None;
     for (step, batches) in (0..).zip(steps) {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use esvit_data::{Policy, ViewsConfig};
+use esvit_nn::backbone::vit::VitConfig;
 use esvit_nn::resize;
 use esvit_testing::{Pair, tiny_vit};
 use esvit_train::objective::distill::{
@@ -16,9 +17,15 @@ use super::*;
 const MEAN: [f64; 3] = [0.5, 0.4, 0.3];
 const STD: [f64; 3] = [0.25, 0.2, 0.5];
 
+/// A class token, a register and patches of 4 pixels: maps of twice as many tokens a side as the student's.
+fn shape() -> BackboneConfig {
+    let vit = VitConfig { img_size: 16, patch_size: 4, embed_dim: 6, ..tiny_vit() };
+    BackboneConfig::Vit(VitConfig { register_tokens: 1, ..vit })
+}
+
 /// A teacher that sees images of `size` pixels, normalized in its own way.
 fn teacher(size: usize, stream: u32) -> Arc<TeacherNetwork> {
-    let config = BackboneConfig::Vit(tiny_vit());
+    let config = shape();
     let (_, specs) = config.build(0.0);
     let path = "teacher.safetensors".into();
     Arc::new(TeacherNetwork::new(path, config, fill(&specs, stream), size, [MEAN, STD]))
@@ -362,7 +369,7 @@ fn what_is_recorded_of_a_teacher() {
     assert_eq!(record, teacher(32, 500).record());
     assert_eq!((record.path.as_str(), record.tensors.len()), ("teacher.safetensors", 16));
     assert_ne!(record, teacher(16, 501).record());
-    let config = BackboneConfig::Vit(tiny_vit());
+    let config = shape();
     let (_, specs) = config.build(0.0);
     let path = "teacher.safetensors".into();
     let other = TeacherNetwork::new(path, config, fill(&specs, 500), 16, [MEAN, MEAN]);

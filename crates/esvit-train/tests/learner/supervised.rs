@@ -13,6 +13,7 @@ fn supervised(config: &SupervisedConfig, backbone: &BackboneConfig) -> Learner {
             width,
             blocks: backbone.blocks(),
             classes: CLASSES,
+            images: 0,
             seed: 0,
             precision: Precision::F32,
             device: Device::Cpu,

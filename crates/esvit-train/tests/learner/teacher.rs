@@ -114,7 +114,7 @@ impl Objective for Distance {
         batch.views.clone()
     }
 
-    fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
         self.call(format!("loss {:?} of {}, {batch}", views.at_hand, views.total));
         let outputs = self.linear.forward(params, features.view, Activation::None, ctx);

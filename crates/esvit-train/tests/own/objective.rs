@@ -56,7 +56,7 @@ impl Objective for Contrast {
         self.keys = Some([keys, mean]);
     }
 
-    fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let batch = student.batch;
         let (params, ctx) = (student.params, student.ctx);
         let queries = self.embed(student);

@@ -78,6 +78,26 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
     }
 }
 
+/// What LARS and LARC remember, with the learning rate inside and outside, and the place in a
+/// schedule.
+#[test]
+fn optimizers_and_schedules_go_on() {
+    for settings in [
+        ["optim.name=larc", "optim.decay=all", "optim.schedule=warmup_cosine"],
+        ["optim.name=lars", "optim.lr_in_momentum=true", "optim.schedule=timm_cosine"],
+        ["optim.name=sgd", "optim.decay=all", "optim.schedule=epoch_cosine"],
+    ] {
+        let expected = bytes(&Bench::new(&settings).well("run").0.checkpoint);
+        let mut bench = Bench::new(&settings);
+        bench.stop_after = 4;
+        bench.well("run");
+        (bench.start, bench.stop_after) = (Start::Resume, 0);
+        let (outcome, _) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Finished, 6));
+        assert!(bytes(&outcome.checkpoint) == expected, "{settings:?}");
+    }
+}
+
 #[test]
 fn a_broken_checkpoint_is_passed_over_and_reported() {
     let mut bench = Bench::new(&["checkpoint.every=1 steps", "checkpoint.keep_last=9"]);

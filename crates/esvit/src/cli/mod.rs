@@ -4,6 +4,7 @@ mod args;
 mod attend;
 mod bench;
 mod candidates;
+mod compare;
 mod completions;
 mod config;
 mod data;
@@ -74,6 +75,8 @@ enum Command {
     Pretrain(Box<pretrain::Pretrain>),
     /// Resume a run from its newest checkpoint.
     Resume(pretrain::Resume),
+    /// Train variants of a run with several seeds, and compare what they learn.
+    Compare(Box<compare::Compare>),
     /// Print the settings that a run would have, each with what it is and where it comes from.
     Config(Box<config::ConfigCommand>),
     /// Evaluate a backbone: k-NN, linear probe, transfer, fine-tuning, retrieval, correspondence, ...
@@ -133,6 +136,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),
+        Command::Compare(command) => command.run(&output),
         Command::Config(command) => command.run(&output),
         Command::Eval(Eval::Knn(command)) => command.run(&output),
         Command::Eval(Eval::Linear(command)) => command.run(&output),

@@ -16,7 +16,9 @@ use esvit_kernels::{pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
-use esvit_train::run::{End, KnnAccuracy, Options, Outcome, Retrieval, RunError, RunFolder, Start};
+use esvit_train::run::{
+    End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
+};
 use serde_json::json;
 
 use super::args::{newest_or_file, run_or_file};
@@ -242,48 +244,82 @@ impl How {
         output: &Output,
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
+        let prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        stop_on_signal(std::slice::from_ref(&stop), output)?;
+        let mut progress = Progress::new(output);
+        let outcome = prepared.train(out, start, overwrite, stop, &mut progress)?;
+        drop(progress);
+        report(&prepared.config, &outcome, prepared.task.as_ref(), out, self.json, output)
+    }
+}
+
+/// A run whose images are at hand.
+pub(super) struct Prepared {
+    /// Its settings.
+    pub(super) config: Config,
+    /// Its images.
+    pub(super) source: Arc<dyn Source>,
+    /// What its checks of k-NN accuracy are made on.
+    pub(super) task: Option<LabeledTask>,
+}
+
+impl Prepared {
+    /// Opens the images of a run. Settings that need more memory than there is are refused, unless the user
+    /// has given an amount.
+    pub(super) fn new(
+        config: &Config,
+        out: &Path,
+        start: &Start,
+        is_memory_given: bool,
+        output: &Output,
+    ) -> Result<Self> {
         let (source, task) = images(config, output)?;
-        if self.memory.is_none() {
+        if !is_memory_given {
             plan::check_memory(config, &*source)?;
         }
         // What a run of an earlier version was shown had the whole range.
         let mut config = config.clone();
-        let is_resumed = start == Start::Resume && out.join("config.toml").is_file();
+        let is_resumed = *start == Start::Resume && out.join("config.toml").is_file();
         if is_resumed || matches!(start, Start::ContinueFrom(_)) {
             config.data.range = RangeSetting::Levels(config.data.range.levels());
         }
         preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
-        let config = &config;
-        let stop = Arc::new(AtomicBool::new(false));
-        stop_on_signal(&stop, output)?;
+        Ok(Self { config, source, task })
+    }
+
+    /// Trains it in its folder until its end, or until `stop` is set.
+    pub(super) fn train(
+        &self,
+        out: &Path,
+        start: Start,
+        overwrite: bool,
+        stop: Arc<AtomicBool>,
+        observer: &mut dyn Observer,
+    ) -> Result<Outcome> {
+        let Self { config, source, task } = self;
         let preprocess = config.preprocess();
         let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
         let crops = RetrievalTask::new(source.clone(), IMAGES);
         let mut retrieval = retrieval_check(&crops, &preprocess);
-        let mut progress = Progress::new(output);
         let options = Options {
             out: out.into(),
             overwrite,
             start,
-            source,
+            source: source.clone(),
             collective: Solo::shared(),
             stop,
             environment: environment(),
-            observer: &mut progress,
+            observer,
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
         };
-        let outcome =
-            esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))?;
-        drop(progress);
-        drop(check);
-        drop(retrieval);
-        report(config, &outcome, task.as_ref(), out, self.json, output)
+        esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))
     }
 }
 
 /// The newest checkpoint of a run and its step.
-fn newest(run: &Path) -> Option<(u64, PathBuf)> {
+pub(super) fn newest(run: &Path) -> Option<(u64, PathBuf)> {
     RunFolder::at(run.into()).list().ok()?.into_iter().next()
 }
 
@@ -305,7 +341,10 @@ fn on_full(error: RunError, out: &Path) -> anyhow::Error {
 }
 
 /// The images of a run, and its k-NN task if there are labels.
-fn images(config: &Config, output: &Output) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
+pub(super) fn images(
+    config: &Config,
+    output: &Output,
+) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
     let source = preview::source(config)?;
     let Some(folders) = &config.data.path else {
         let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
@@ -384,7 +423,7 @@ fn retrieval_check<'a>(
 }
 
 /// Machine and program, stored with the run.
-fn environment() -> serde_json::Value {
+pub(super) fn environment() -> serde_json::Value {
     json!({
         "program": env!("CARGO_PKG_VERSION"),
         "command": std::env::args_os().map(printable).collect::<Vec<_>>(),

@@ -9,7 +9,7 @@ use anyhow::Result;
 use esvit_data::{Folders, Survey, ViewsConfig, counted, printable};
 use esvit_eval::preview;
 use esvit_model::OpenOptions;
-use esvit_train::auto;
+use esvit_train::auto::{self, Chooser};
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
@@ -106,6 +106,46 @@ const OBJECTIVE: &str = "esvit";
 /// The objective that learns from a teacher, and its recipe.
 const DISTILL: &str = "distill";
 
+/// Whether a layer names images of one's own.
+pub(super) fn has_images(layer: &Layer) -> bool {
+    let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
+    path.is_some_and(|path| path.as_str() != Some("none"))
+}
+
+/// The recipe of a run: the one that is named, or that of its objective, or else the one for its images.
+pub(super) fn recipe_of<'a>(
+    named: Option<&'a str>,
+    objective: Option<&'a str>,
+    has_data: bool,
+) -> &'a str {
+    let default = if has_data { auto::NAME } else { BUILT_IN };
+    let of_objective = objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
+    named.or(of_objective).unwrap_or(default)
+}
+
+/// What a recipe chooses for some images under the settings that are given; its reasons are said.
+pub(super) fn choose(
+    chooser: &Chooser,
+    given: &[Layer],
+    data: Option<Folders>,
+    output: &Output,
+) -> Result<Layer> {
+    let mut config = Config::resolve(given.to_vec())?;
+    config.data.path = data.or(config.data.path);
+    let source = preview::source(&config)?;
+    preview::choose_range(&mut config, &*source);
+    let survey = Survey::of(&*source, &config.preprocess().conversion());
+    let choice = chooser.choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
+    output.note(format!(
+        "recipe `{}`, for {} of about {} pixels:",
+        chooser.name(),
+        counted(source.len(), "image"),
+        survey.side
+    ));
+    choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
+    Ok(choice.layer)
+}
+
 impl Settings {
     /// Whether a recipe is named.
     pub(super) fn has_recipe(&self) -> bool {
@@ -117,16 +157,13 @@ impl Settings {
     /// # Errors
     /// When the settings that are given cannot be read.
     pub(super) fn recipe(&self) -> Result<String> {
-        let has_path = |layer: &Layer| {
-            let path = layer.table.get("data").and_then(|data| data.as_table()?.get("path"));
-            path.is_some_and(|path| path.as_str() != Some("none"))
-        };
-        let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_path);
-        let default = if has_data { auto::NAME } else { BUILT_IN };
-        let of_objective = self.given.objective_name();
-        let of_objective =
-            of_objective.filter(|&name| name != OBJECTIVE && recipe::find(name).is_some());
-        Ok(self.recipe.as_deref().or(of_objective).unwrap_or(default).to_owned())
+        let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_images);
+        Ok(recipe_of(self.named_recipe(), self.given.objective_name(), has_data).to_owned())
+    }
+
+    /// The recipe that is named.
+    pub(super) fn named_recipe(&self) -> Option<&str> {
+        self.recipe.as_deref()
     }
 
     /// The settings of a new run.
@@ -143,10 +180,10 @@ impl Settings {
 
     /// The settings of a recipe; those of `auto` and `adapt` are chosen for the images.
     fn layers(&self, recipe: &str, output: &Output) -> Result<Vec<Layer>> {
-        let Some(choose) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
+        let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
         let mut given = self.given.layers()?;
         let mut under = self.network_of_weights(&given, output)?;
-        if choose.goes_on() {
+        if chooser.goes_on() {
             if self.weights.is_none() {
                 return Err(Usage(format!(
                     "recipe `{recipe}` goes on from a network that there is\n\
@@ -158,19 +195,8 @@ impl Settings {
             under.extend(recipe_layers(recipe)?);
         }
         given.splice(0..0, under.clone());
-        let mut config = Config::resolve(given.clone())?;
-        config.data.path = Folders::of(&self.given.data).or(config.data.path);
-        let source = preview::source(&config)?;
-        preview::choose_range(&mut config, &*source);
-        let survey = Survey::of(&*source, &config.preprocess().conversion());
-        let choice = choose.choose(&source, &survey, &given, &Arc::new(AtomicBool::new(false)))?;
-        output.note(format!(
-            "recipe `{recipe}`, for {} of about {} pixels:",
-            counted(source.len(), "image"),
-            survey.side
-        ));
-        choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
-        Ok([choice.layer].into_iter().chain(under).collect())
+        let choice = choose(chooser, &given, Folders::of(&self.given.data), output)?;
+        Ok([choice].into_iter().chain(under).collect())
     }
 
     /// The network of the weights to begin with and how its images are normalized, unless another one is
@@ -243,8 +269,8 @@ impl Settings {
 }
 
 impl Given {
-    /// What is given by a file and on the command line.
-    fn layers(&self) -> Result<Vec<Layer>> {
+    /// What is given by a file and on the command line, but for `--data`.
+    pub(super) fn layers(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         if let Some(path) = &self.config {
             layers.push(parse_file(path)?);
@@ -347,7 +373,21 @@ impl Given {
         layers.extend(self.layers()?);
         let Resolved { mut config, mut layers, notes } = Config::resolve_with_notes(layers)?;
         notes.iter().for_each(|note| output.note(note));
-        // A path need not be text; among the layers it says where the setting comes from.
+        // Among the layers it says where the setting comes from.
+        if let Some(folders) = self.images()? {
+            let names = match folders.one() {
+                Some(path) => path.display().to_string(),
+                None => serde_json::to_string(&folders)?,
+            };
+            config.data.path = Some(folders);
+            layers.push(parse_override(&format!("data.path={names}"))?);
+        }
+        Ok((config, layers))
+    }
+
+    /// The folders of `--data`.
+    pub(super) fn images(&self) -> Result<Option<Folders>> {
+        // A path need not be text.
         if let Some(path) = self.data.iter().find(|path| path.to_str().is_none()) {
             return Err(Usage(format!(
                 "`{}` is not UTF-8, and the settings of a run cannot hold it\n\
@@ -361,16 +401,7 @@ impl Given {
             true => Path::new(".").join(path),
             false => path.clone(),
         };
-        let data: Vec<PathBuf> = self.data.iter().map(named).collect();
-        if let Some(folders) = Folders::of(&data) {
-            let names = match folders.one() {
-                Some(path) => path.display().to_string(),
-                None => serde_json::to_string(&folders)?,
-            };
-            config.data.path = Some(folders);
-            layers.push(parse_override(&format!("data.path={names}"))?);
-        }
-        Ok((config, layers))
+        Ok(Folders::of(&self.data.iter().map(named).collect::<Vec<PathBuf>>()))
     }
 }
 

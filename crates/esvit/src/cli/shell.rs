@@ -13,6 +13,31 @@ pub(super) fn quoted(word: impl AsRef<OsStr>) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// The words of a line, as a POSIX shell splits it; `None` if a quote is not closed.
+pub(super) fn words(line: &str) -> Option<Vec<String>> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\'' | '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match letters.next()? {
+                        end if end == letter => break,
+                        '\\' if letter == '"' => word.push(letters.next()?),
+                        inner => word.push(inner),
+                    }
+                }
+            }
+            '\\' => word.get_or_insert_default().push(letters.next()?),
+            blank if blank.is_whitespace() => words.extend(word.take()),
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
 /// The program as it was started: by `cargo run`, by its path or by its name.
 pub(super) fn program() -> String {
     let typed = std::env::args_os().next().unwrap_or_default();
@@ -28,7 +53,24 @@ pub(super) fn program() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::quoted;
+    use super::{quoted, words};
+
+    #[test]
+    fn lines_are_split_as_by_a_shell() {
+        for (line, expected) in [
+            ("", &[][..]),
+            ("  a  b=[1,2]\t--c ", &["a", "b=[1,2]", "--c"]),
+            ("'my photos' a\"b c\"d ''", &["my photos", "ab cd", ""]),
+            (r#"a\ b "say \"hi\"" 'it'\''s'"#, &["a b", "say \"hi\"", "it's"]),
+        ] {
+            assert_eq!(words(line).unwrap(), expected, "{line}");
+        }
+        for line in ["'a", "a \"b", "a\\"] {
+            assert_eq!(words(line), None, "{line}");
+        }
+        let odd = "my 'run'; $HOME";
+        assert_eq!(words(&quoted(odd)).unwrap(), [odd]);
+    }
 
     #[test]
     fn words_that_a_shell_would_split_are_quoted() {

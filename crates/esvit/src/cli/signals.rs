@@ -12,15 +12,15 @@ use super::Output;
 /// `timeout` and closed terminals send each signal to the process and to its group.
 const SAME: Duration = Duration::from_secs(1);
 
-/// Sets `stop` at the first signal that asks to stop, or that a cluster sends before it ends a job. A
-/// second interrupt from the keyboard ends the process at once: files on disk are complete at any
-/// time.
-pub(super) fn stop_on_signal(stop: &Arc<AtomicBool>, output: &Output) -> Result<()> {
-    let (stop, output) = (stop.clone(), output.clone());
+/// Sets `flags`, one after the other, at the first signal that asks to stop, or that a cluster sends before
+/// it ends a job. A second interrupt from the keyboard ends the process at once: files on disk are
+/// complete at any time.
+pub(super) fn stop_on_signal(flags: &[Arc<AtomicBool>], output: &Output) -> Result<()> {
+    let (flags, output) = (flags.to_vec(), output.clone());
     let mut first = None;
     listen(move |is_interrupt| match answer(&mut first, is_interrupt, Instant::now()) {
         Answer::Stop => {
-            stop.store(true, Ordering::Relaxed);
+            flags.iter().for_each(|flag| flag.store(true, Ordering::SeqCst));
             output.note("stopping: the step at hand is dropped, the state before it saved (Ctrl-C again ends at once)");
         }
         Answer::Exit => {

@@ -1,5 +1,6 @@
 //! The teacher of a distillation.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
@@ -12,11 +13,14 @@ use esvit_train::objective::distill::TeacherNetwork;
 use super::args::weights_of;
 use super::{Output, weights_report};
 
-/// Opens the teacher that the settings name, if their objective learns from one. A run is recorded as the
-/// checkpoint that it stands for.
-pub(super) fn attach(config: &mut Config, output: &Output) -> Result<()> {
-    let ObjectiveConfig::Distill(distill) = &mut config.objective else { return Ok(()) };
-    let Some(named) = distill.settings.teacher.clone() else { return Ok(config.check_ready()?) };
+/// Names the file of the teacher that the settings name, if their objective learns from one: a run is recorded
+/// as the checkpoint that it stands for.
+pub(super) fn locate(config: &mut Config) -> Result<Option<PathBuf>> {
+    let ObjectiveConfig::Distill(distill) = &mut config.objective else { return Ok(None) };
+    let Some(named) = distill.settings.teacher.clone() else {
+        config.check_ready()?;
+        return Ok(None);
+    };
     let path = weights_of(named).map_err(|error| anyhow!(error))?;
     if !path.exists() {
         bail!(
@@ -26,6 +30,13 @@ pub(super) fn attach(config: &mut Config, output: &Output) -> Result<()> {
         );
     }
     distill.settings.teacher = Some(path.clone());
+    Ok(Some(path))
+}
+
+/// Opens the teacher that the settings name, if their objective learns from one.
+pub(super) fn attach(config: &mut Config, output: &Output) -> Result<()> {
+    let Some(path) = locate(config)? else { return Ok(()) };
+    let ObjectiveConfig::Distill(distill) = &config.objective else { return Ok(()) };
     let key = distill.settings.teacher_key.clone();
     let options = OpenOptions::default().key(key.as_deref()).device(config.train.device.parse()?);
     let backbone = options.open(&path).map_err(|error| {

@@ -8,6 +8,7 @@ mod beginning;
 mod broken_images;
 mod checks;
 mod commands;
+mod compare;
 mod comparison;
 mod config;
 mod correspondence;

@@ -164,9 +164,7 @@ impl Block {
         for step in &self.steps {
             branch = match step {
                 Step::Conv(conv) => conv.forward(params, branch, ctx),
-                Step::Selective(selective) => {
-                    Branch::Maps(selective.forward(params, branch, ctx))
-                }
+                Step::Selective(selective) => Branch::Maps(selective.forward(params, branch, ctx)),
             };
         }
         let shortcut = match &self.shortcut {

@@ -1,7 +1,7 @@
 //! What stands in a block's shortcut where its branch changes the map.
 
-use super::block::{Branch, ConvNorm};
 use super::ResNetConfig;
+use super::block::{Branch, ConvNorm};
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::ops::Segment;

@@ -9,7 +9,7 @@ use crate::limits::{self, check_count};
 /// `eps` of LayerNorm in the official code of DeiT, DINO and EsViT, and in timm.
 pub const NORM_EPS: f64 = 1e-6;
 
-/// The tokens that have a row of the position table.
+/// The tokens that have a row of the position table, and what stands in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PositionTable {
@@ -18,6 +18,11 @@ pub enum PositionTable {
     ClassAndPatches,
     /// The patches alone: DeiT III, and timm's networks with registers.
     Patches,
+    /// As `class_and_patches`, but never trained: sines and cosines of a patch's row and column, and
+    /// zeros for the tokens before them: MoCo v3.
+    SineCosine,
+    /// No table: queries and keys of patches are turned by their positions (RoPE): DINOv3.
+    Rotary,
 }
 
 /// How the position table is resized to the map of an image of another size.
@@ -33,9 +38,63 @@ pub enum PositionResize {
     Timm,
 }
 
+/// What makes tokens of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PatchEmbedding {
+    /// A linear layer of every patch.
+    #[default]
+    Linear,
+    /// The same, never trained: MoCo v3.
+    Frozen,
+    /// Four convolutions of stride 2, each with batch normalization and ReLU, and a linear layer
+    /// (Xiao et al., 2021): MoCo v3.
+    ConvStem,
+}
+
+/// Which of queries, keys and values have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkvBias {
+    /// All of them.
+    #[default]
+    All,
+    /// Queries and values: DINOv3 in `transformers`.
+    QueriesAndValues,
+    /// None of them: DINOv3 in timm.
+    None,
+}
+
+/// The function between the layers of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MlpKind {
+    /// GELU.
+    #[default]
+    Gelu,
+    /// SwiGLU (Shazeer, 2020): the first layer has twice the outputs, and the SiLU of one half is
+    /// multiplied by the other one. DINOv2's giant.
+    SwiGlu,
+}
+
+/// The norm before an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MlpNorm {
+    /// Layer normalization.
+    #[default]
+    LayerNorm,
+    /// Batch normalization over all tokens: MoCo v3's ViT-BN.
+    BatchNorm,
+}
+
 words! {
-    PositionTable: "class_and_patches", "patches";
+    PositionTable: "class_and_patches", "patches", "sine_cosine", "rotary";
     PositionResize: "esvit", "dino", "timm";
+    PatchEmbedding: "linear", "frozen", "conv_stem";
+    QkvBias: "all", "queries_and_values", "none";
+    MlpKind: "gelu", "swiglu";
+    MlpNorm: "layer_norm", "batch_norm";
 }
 
 settings! {
@@ -52,7 +111,8 @@ settings! {
         pub depth: usize,
         /// Number of attention heads.
         pub num_heads: usize,
-        /// Width of an MLP's hidden layer, as a multiple of `embed_dim`.
+        /// Width of an MLP's hidden layer, as a multiple of `embed_dim`. Of SwiGLU it is two thirds of
+        /// that, rounded up to a multiple of 8.
         pub mlp_ratio: f64,
         /// `eps` of every LayerNorm.
         #[serde(default = "norm_eps")]
@@ -66,12 +126,24 @@ settings! {
         /// Whether branches are scaled, channel by channel (LayerScale).
         #[serde(default)]
         pub layer_scale: bool,
-        /// The tokens that have a row of the position table.
+        /// The tokens that have a row of the position table, and what stands in it.
         #[serde(default)]
         pub position_table: PositionTable,
         /// How the position table is resized.
         #[serde(default)]
         pub position_resize: PositionResize,
+        /// What makes tokens of an image.
+        #[serde(default)]
+        pub patch_embedding: PatchEmbedding,
+        /// Which of queries, keys and values have a bias.
+        #[serde(default)]
+        pub qkv_bias: QkvBias,
+        /// The function between the layers of an MLP.
+        #[serde(default)]
+        pub mlp: MlpKind,
+        /// The norm before an MLP.
+        #[serde(default)]
+        pub mlp_norm: MlpNorm,
     }
 }
 
@@ -81,6 +153,9 @@ fn norm_eps() -> f64 {
 
 /// Most tokens before those of a map.
 const PREFIX: usize = 64;
+
+/// Side in pixels of a token that four convolutions of stride 2 make.
+const STEM_STRIDE: usize = 16;
 
 impl VitConfig {
     /// Checks that the settings fit together and that no size is absurd.
@@ -106,7 +181,46 @@ impl VitConfig {
         check(registers <= PREFIX - 2, "register_tokens", registers, need)?;
         let (size, patch) = (self.img_size, self.patch_size);
         check(size >= patch, "img_size", size, format!("it holds no patch of {patch} pixels"))?;
+        self.check_positions()?;
+        self.check_stem()?;
         limits::check_parameters("depth", self.depth, self.parameters())
+    }
+
+    /// Checks that the channels can be shared among sines and cosines of two axes.
+    fn check_positions(&self) -> Result<(), SettingError> {
+        let (width, heads) = (self.embed_dim, self.num_heads);
+        match self.position_table {
+            PositionTable::ClassAndPatches | PositionTable::Patches => Ok(()),
+            PositionTable::SineCosine => {
+                let need = "`position_table` is `sine_cosine`, which needs a multiple of 4";
+                check(width.is_multiple_of(4), "embed_dim", width, need)
+            }
+            PositionTable::Rotary => {
+                let need = format!(
+                    "`position_table` is `rotary`, which needs heads of a multiple of 4 channels, \
+                     these have {}",
+                    width / heads
+                );
+                check((width / heads).is_multiple_of(4), "num_heads", heads, need)
+            }
+        }
+    }
+
+    /// Checks that the convolutions of the stem make patches, and have whole numbers of channels.
+    fn check_stem(&self) -> Result<(), SettingError> {
+        let (width, patch) = (self.embed_dim, self.patch_size);
+        if self.patch_embedding != PatchEmbedding::ConvStem {
+            return Ok(());
+        }
+        let need = format!("`patch_embedding` is `conv_stem`, which has patches of {STEM_STRIDE}");
+        check(patch == STEM_STRIDE, "patch_size", patch, need)?;
+        let need = "`patch_embedding` is `conv_stem`, which needs a multiple of 8";
+        check(width.is_multiple_of(8), "embed_dim", width, need)
+    }
+
+    /// Whether a layer normalizes by statistics of the batch.
+    pub(crate) fn has_batch_norm(&self) -> bool {
+        self.mlp_norm == MlpNorm::BatchNorm || self.patch_embedding == PatchEmbedding::ConvStem
     }
 
     /// Number of weights, biases apart.
@@ -144,7 +258,16 @@ impl VitConfig {
             0 => String::new(),
             count => format!(", {count} registers"),
         };
-        format!("{depth} blocks, width {embed_dim}, patch {patch_size}{registers}")
+        let forms = [
+            (self.position_table == PositionTable::SineCosine, ", sine-cosine positions"),
+            (self.position_table == PositionTable::Rotary, ", rotary positions"),
+            (self.patch_embedding == PatchEmbedding::Frozen, ", frozen patch embedding"),
+            (self.patch_embedding == PatchEmbedding::ConvStem, ", convolutional stem"),
+            (self.mlp == MlpKind::SwiGlu, ", SwiGLU"),
+            (self.mlp_norm == MlpNorm::BatchNorm, ", batch normalization"),
+        ];
+        let forms: String = forms.iter().filter(|(has, _)| *has).map(|(_, form)| *form).collect();
+        format!("{depth} blocks, width {embed_dim}, patch {patch_size}{registers}{forms}")
     }
 
     /// Tokens before those of the map: class, distillation and registers.
@@ -155,8 +278,10 @@ impl VitConfig {
     /// Tokens before those of the map that have a row of the position table.
     pub(super) fn placed_prefix(&self) -> usize {
         match self.position_table {
-            PositionTable::ClassAndPatches => 1 + usize::from(self.distillation_token),
-            PositionTable::Patches => 0,
+            PositionTable::ClassAndPatches | PositionTable::SineCosine => {
+                1 + usize::from(self.distillation_token)
+            }
+            PositionTable::Patches | PositionTable::Rotary => 0,
         }
     }
 
@@ -165,14 +290,30 @@ impl VitConfig {
         self.img_size / self.patch_size
     }
 
-    /// Rows of the position table.
+    /// Rows of the position table, 0 for none.
     pub(super) fn table_rows(&self) -> usize {
-        self.placed_prefix() + self.grid() * self.grid()
+        match self.position_table {
+            PositionTable::Rotary => 0,
+            _ => self.placed_prefix() + self.grid() * self.grid(),
+        }
     }
 
     /// Width of an MLP's hidden layer.
-    pub(super) fn hidden_width(&self) -> usize {
-        (self.embed_dim as f64 * self.mlp_ratio) as usize
+    pub fn hidden_width(&self) -> usize {
+        let width = (self.embed_dim as f64 * self.mlp_ratio) as usize;
+        match self.mlp {
+            MlpKind::Gelu => width,
+            // As DINOv2 has it, so that there are as many parameters as with GELU.
+            MlpKind::SwiGlu => (width * 2 / 3).max(1).next_multiple_of(8),
+        }
+    }
+
+    /// Outputs of an MLP's first layer.
+    pub(super) fn first_outputs(&self) -> usize {
+        match self.mlp {
+            MlpKind::Gelu => self.hidden_width(),
+            MlpKind::SwiGlu => 2 * self.hidden_width(),
+        }
     }
 
     /// Side of the map in tokens, for a square image of `size` pixels.
@@ -200,6 +341,10 @@ mod tests {
             layer_scale: true,
             position_table: PositionTable::ClassAndPatches,
             position_resize: PositionResize::Timm,
+            patch_embedding: PatchEmbedding::Linear,
+            qkv_bias: QkvBias::All,
+            mlp: MlpKind::Gelu,
+            mlp_norm: MlpNorm::LayerNorm,
         }
     }
 
@@ -216,13 +361,61 @@ mod tests {
         };
         assert_eq!((plain.prefix(), plain.placed_prefix(), plain.table_rows()), (1, 0, 25));
         assert_eq!(plain.last_map(39), 4);
+        let table_of = |position_table| {
+            let config = VitConfig { position_table, ..self::config() };
+            (config.prefix(), config.placed_prefix(), config.table_rows())
+        };
+        assert_eq!(table_of(PositionTable::SineCosine), (6, 2, 27));
+        assert_eq!(table_of(PositionTable::Rotary), (6, 0, 0));
+    }
+
+    /// Two thirds of 18 are 12, and the next multiple of 8 is 16; of 1536 x 4 they are 4096.
+    #[test]
+    fn hidden_channels_of_swiglu() {
+        let gated = VitConfig { mlp: MlpKind::SwiGlu, ..config() };
+        assert_eq!((gated.hidden_width(), gated.first_outputs()), (16, 32));
+        let giant = VitConfig { embed_dim: 1536, mlp_ratio: 4.0, ..gated };
+        assert_eq!((giant.hidden_width(), giant.first_outputs()), (4096, 8192));
+        assert_eq!(config().first_outputs(), 18);
+    }
+
+    #[test]
+    fn forms_are_told() {
+        let plain = VitConfig { register_tokens: 0, ..config() };
+        assert_eq!(plain.describe(), "2 blocks, width 12, patch 8");
+        assert!(!plain.has_batch_norm());
+        let form = |change: fn(&mut VitConfig)| {
+            let mut config = config();
+            change(&mut config);
+            let text = config.describe();
+            let form = text.strip_prefix("2 blocks, width 12, patch 8, 4 registers").unwrap();
+            (form.to_owned(), config.has_batch_norm())
+        };
+        for (found, form, has_batch_norm) in [
+            (form(|c| c.position_table = PositionTable::Rotary), ", rotary positions", false),
+            (
+                form(|c| c.position_table = PositionTable::SineCosine),
+                ", sine-cosine positions",
+                false,
+            ),
+            (
+                form(|c| c.patch_embedding = PatchEmbedding::Frozen),
+                ", frozen patch embedding",
+                false,
+            ),
+            (form(|c| c.patch_embedding = PatchEmbedding::ConvStem), ", convolutional stem", true),
+            (form(|c| c.mlp = MlpKind::SwiGlu), ", SwiGLU", false),
+            (form(|c| c.mlp_norm = MlpNorm::BatchNorm), ", batch normalization", true),
+        ] {
+            assert_eq!(found, (form.to_owned(), has_batch_norm));
+        }
     }
 
     #[test]
     fn what_is_no_network_is_refused_by_name() {
         config().validate().unwrap();
         type Mistake<'a> = (&'a dyn Fn(&mut VitConfig), &'a str);
-        let cases: [Mistake<'_>; 13] = [
+        let cases: [Mistake<'_>; 17] = [
             (&|config| config.patch_size = 0, "`patch_size` is 0: it must be between 1 and 64"),
             (&|config| config.patch_size = 65, "`patch_size` is 65: "),
             (&|config| config.embed_dim = 1 << 17, "`embed_dim` is 131072: "),
@@ -242,6 +435,29 @@ mod tests {
                 &|config| (config.embed_dim, config.depth) = (60_000, 10_000),
                 "`depth` is 10000: that makes 2.5e14 parameters",
             ),
+            (
+                &|config| {
+                    (config.embed_dim, config.position_table) = (18, PositionTable::SineCosine);
+                },
+                "`embed_dim` is 18: `position_table` is `sine_cosine`, which needs a multiple of 4",
+            ),
+            (
+                &|config| {
+                    (config.embed_dim, config.position_table) = (18, PositionTable::Rotary);
+                },
+                "`num_heads` is 3: `position_table` is `rotary`, which needs heads of a multiple",
+            ),
+            (
+                &|config| config.patch_embedding = PatchEmbedding::ConvStem,
+                "`patch_size` is 8: `patch_embedding` is `conv_stem`, which has patches of 16",
+            ),
+            (
+                &|config| {
+                    config.patch_embedding = PatchEmbedding::ConvStem;
+                    config.patch_size = 16;
+                },
+                "`embed_dim` is 12: `patch_embedding` is `conv_stem`, which needs a multiple of 8",
+            ),
         ];
         for (change, expected) in cases {
             let mut config = config();
@@ -250,6 +466,11 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         VitConfig { img_size: 8, register_tokens: 62, ..config() }.validate().unwrap();
+        VitConfig { position_table: PositionTable::Rotary, ..config() }.validate().unwrap();
+        VitConfig { position_table: PositionTable::SineCosine, ..config() }.validate().unwrap();
+        let stem = PatchEmbedding::ConvStem;
+        let wide = VitConfig { patch_embedding: stem, patch_size: 16, embed_dim: 24, ..config() };
+        wide.validate().unwrap();
     }
 
     #[test]

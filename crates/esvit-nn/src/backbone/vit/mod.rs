@@ -1,29 +1,36 @@
-//! Vision transformers: ViT (Dosovitskiy et al., 2021) in the forms of DeiT, DINO, DINOv2 and timm.
+//! Vision transformers: ViT (Dosovitskiy et al., 2021) in the forms of DeiT, DINO, DINOv2, DINOv3, MoCo v3
+//! and timm.
 //!
 //! Tokens are the class token, the distillation token, registers, then the patches, row-major. All of
 //! an image attend to each other in every block. The view feature is the class token after the final
 //! norm (with a distillation token the mean of both), region features are the patches' tokens.
 
+mod attention;
 mod block;
 mod config;
+mod mlp;
+mod patches;
 mod positions;
+mod rotary;
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use super::maps::joined;
 use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, WEIGHT_STD};
-use crate::ops::{self, Activation, Segment};
-use crate::params::{Init, ParamId, Params, Part, Scope};
+use crate::ops::Segment;
+use crate::params::{Init, ParamId, Params, Part, Role, Scope};
 use crate::tensor::Tensor;
 use block::Block;
+use patches::Patches;
 use positions::PositionMatrices;
+use rotary::Rotary;
 
-pub use config::{NORM_EPS, PositionResize, PositionTable, VitConfig};
-
-/// Channels of an image.
-const CHANNELS: usize = 3;
+pub use config::{
+    MlpKind, MlpNorm, NORM_EPS, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
+};
 
 /// A vision transformer over parameters with the names of DINO's and timm's files.
 #[derive(Debug)]
@@ -32,9 +39,8 @@ pub struct Vit {
     class_token: ParamId,
     register_tokens: Option<ParamId>,
     distillation_token: Option<ParamId>,
-    positions: ParamId,
-    patch_weight: ParamId,
-    patch_bias: ParamId,
+    positions: Option<ParamId>,
+    patches: Patches,
     blocks: Vec<Block>,
     norm: LayerNorm,
     matrices: PositionMatrices,
@@ -49,27 +55,29 @@ impl Vit {
         let class_token = scope.param("cls_token", &[1, 1, width], init);
         // DINOv2, whose table has a row for the class token, has another name than timm.
         let name = match config.position_table {
-            PositionTable::ClassAndPatches => "register_tokens",
-            PositionTable::Patches => "reg_token",
+            PositionTable::ClassAndPatches | PositionTable::SineCosine => "register_tokens",
+            PositionTable::Patches | PositionTable::Rotary => "reg_token",
         };
         let count = config.register_tokens;
         let register_tokens =
             (count > 0).then(|| scope.param(name, &[1, count, width], Init::TruncatedNormal(1e-6)));
-        let positions = scope.param("pos_embed", &[1, config.table_rows(), width], init);
+        let (start, role) = match config.position_table {
+            PositionTable::SineCosine => (Init::SineCosine, Role::Frozen),
+            _ => (init, Role::Trained),
+        };
+        let rows = config.table_rows();
+        let positions =
+            (rows > 0).then(|| scope.register("pos_embed", &[1, rows, width], start, role));
         let distillation_token =
             config.distillation_token.then(|| scope.param("dist_token", &[1, 1, width], init));
-        let fan_in = CHANNELS * config.patch_size * config.patch_size;
-        // PyTorch's default for convolutions, which the official code does not change.
-        let uniform = Init::Uniform((fan_in as f64).powf(-0.5));
-        let mut embed = scope.at("patch_embed.proj");
-        let shape = [width, CHANNELS, config.patch_size, config.patch_size];
-        let patch_weight = embed.param("weight", &shape, uniform);
-        let patch_bias = embed.param("bias", &[width], uniform);
+        let patches = Patches::new(scope, config);
 
+        let rotary = (config.position_table == PositionTable::Rotary)
+            .then(|| Arc::new(Rotary::new(width / config.num_heads)));
         let block = |index: usize| {
             let rate = drop_path * index as f64 / (config.depth.max(2) - 1) as f64;
             let mut scope = scope.at(format_args!("blocks.{index}")).part(Part::Block(index));
-            Block::new(&mut scope, config, index, rate)
+            Block::new(&mut scope, config, rotary.clone(), index, rate)
         };
         let blocks = (0..config.depth).map(block).collect();
         let mut scope = scope.at("norm").part(Part::FinalNorm);
@@ -81,8 +89,7 @@ impl Vit {
             register_tokens,
             distillation_token,
             positions,
-            patch_weight,
-            patch_bias,
+            patches,
             blocks,
             norm,
             matrices,
@@ -92,18 +99,10 @@ impl Vit {
     /// The tokens of all images, with their positions.
     fn embed(&self, params: &Params, input: Input<'_>, ctx: &ForwardCtx) -> TokenMaps {
         let Input { images, mask } = input;
-        let VitConfig { patch_size, embed_dim: width, .. } = self.config;
-        let (rows, segments): (Vec<_>, Vec<_>) =
-            images.into_iter().map(|images| ops::patchify(images, patch_size)).unzip();
-        let columns = CHANNELS * patch_size * patch_size;
-        let weight = params.vector(self.patch_weight).reshape([width, columns]);
-        let bias = params.vector(self.patch_bias);
-        let rows = ops::linear(joined(rows), weight, bias, Activation::None, ctx.precision);
-        let rows = match mask {
-            Some(mask) => mask.apply(rows),
-            None => rows,
-        };
-        let maps = TokenMaps { rows, segments };
+        let mut maps = self.patches.forward(params, images, ctx);
+        if let Some(mask) = mask {
+            maps.rows = mask.apply(maps.rows);
+        }
         let parts = maps.parts().into_iter().zip(&maps.segments);
         let parts = parts.map(|(patches, segment)| self.with_prefix(params, patches, segment));
         let (rows, prefix) = (joined(parts.collect()), self.config.prefix());
@@ -115,22 +114,23 @@ impl Vit {
     /// positions, as rows.
     fn with_prefix(&self, params: &Params, patches: Tensor, segment: &Segment) -> Tensor {
         let Segment { images, map, .. } = *segment;
-        let (width, placed) = (self.config.embed_dim, self.config.placed_prefix());
-        let side = self.config.grid();
-        let table = params.vector(self.positions).reshape([placed + side * side, width]);
-        let own = table.clone().narrow(0, placed, side * side);
-        let own = match self.matrices.get(map, &table.device()) {
-            Some(matrix) => matrix.matmul(own),
-            None => own,
-        };
-        let patches = patches + own.reshape([1, map[0] * map[1], width]);
-
+        let width = self.config.embed_dim;
         let token = |id: ParamId, count: usize| params.vector(id).reshape([count, width]);
         let mut tokens = vec![token(self.class_token, 1)];
         tokens.extend(self.distillation_token.map(|id| token(id, 1)));
-        let mut prefix = joined(tokens);
-        if placed > 0 {
-            prefix = prefix + table.narrow(0, 0, placed);
+        let (mut prefix, mut patches) = (joined(tokens), patches);
+        if let Some(id) = self.positions {
+            let (placed, side) = (self.config.placed_prefix(), self.config.grid());
+            let table = token(id, placed + side * side);
+            let own = table.clone().narrow(0, placed, side * side);
+            let own = match self.matrices.get(map, &table.device()) {
+                Some(matrix) => matrix.matmul(own),
+                None => own,
+            };
+            patches = patches + own.reshape([1, map[0] * map[1], width]);
+            if placed > 0 {
+                prefix = prefix + table.narrow(0, 0, placed);
+            }
         }
         let registers = self.config.register_tokens;
         if let Some(id) = self.register_tokens {

@@ -28,11 +28,22 @@ pub enum Naming {
     Transformers5,
     /// OpenMMLab: mmpretrain, mmdetection, mmsegmentation.
     OpenMmLab,
+    /// DINOv2's code.
+    Dinov2 {
+        /// Blocks in each of the chunks that it trains large networks in; 0 without chunks.
+        chunk: usize,
+    },
+    /// timm's vision transformers with rotary positions, such as DINOv3.
+    TimmEva,
+    /// `transformers`, DINOv2.
+    TransformersDinov2,
+    /// `transformers`, DINOv3.
+    TransformersDinov3,
 }
 
 impl Naming {
-    /// All namings, in the order in which files are searched for them.
-    pub const ALL: [Self; 7] = [
+    /// The namings of Swin transformers, in the order in which files are searched for them.
+    pub const OF_SWIN: [Self; 7] = [
         Self::Esvit,
         Self::Microsoft,
         Self::Timm,
@@ -47,10 +58,14 @@ impl Naming {
         match self {
             Self::Esvit => "EsViT",
             Self::Microsoft => "Microsoft's Swin",
-            Self::Timm => "timm",
+            Self::Timm | Self::TimmEva => "timm",
             Self::Torchvision => "torchvision",
-            Self::Transformers | Self::Transformers5 => "transformers",
+            Self::Transformers
+            | Self::Transformers5
+            | Self::TransformersDinov2
+            | Self::TransformersDinov3 => "transformers",
             Self::OpenMmLab => "OpenMMLab",
+            Self::Dinov2 { .. } => "DINOv2",
         }
     }
 
@@ -60,6 +75,7 @@ impl Naming {
             (Family::Swin, Self::Esvit) | (Family::Pvt | Family::Vil, _) => 1e-6,
             (Family::Swin | Family::ResNet | Family::Cvt, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
+            (Family::Vit, Self::TimmEva | Self::TransformersDinov3) => 1e-5,
             (Family::Vit, _) => 1e-6,
         }
     }

@@ -58,6 +58,11 @@ pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
             transformers(place, official, qkv, TRANSFORMERS_5)
         }
         Naming::OpenMmLab => vec![openmmlab(place, official)],
+        // They name no Swin transformers.
+        Naming::Dinov2 { .. }
+        | Naming::TimmEva
+        | Naming::TransformersDinov2
+        | Naming::TransformersDinov3 => vec![official.into()],
     }
 }
 

@@ -33,7 +33,32 @@ const TRANSFORMERS_BLOCK: &Renamed = &[
     ("mlp.fc2.", "output.dense."),
 ];
 
-/// Names of the tensors that hold the parameter with this official name.
+/// timm has the names of an MLP for both kinds.
+const TIMM_BLOCK: &Renamed = &[("mlp.w12.", "mlp.fc1."), ("mlp.w3.", "mlp.fc2.")];
+const DINOV2_BLOCK: &Renamed = &[
+    ("attn.proj.", "attention.output.dense."),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("mlp.w12.", "mlp.weights_in."),
+    ("mlp.w3.", "mlp.weights_out."),
+    ("ls2.gamma", "layer_scale2.lambda1"),
+];
+const DINOV3: &Renamed = &[
+    ("cls_token", "embeddings.cls_token"),
+    ("reg_token", "embeddings.register_tokens"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings."),
+];
+const DINOV3_BLOCK: &Renamed = &[
+    ("attn.q_bias", "attention.q_proj.bias"),
+    ("attn.v_bias", "attention.v_proj.bias"),
+    ("attn.proj.", "attention.o_proj."),
+    ("gamma_1", "layer_scale1.lambda1"),
+    ("mlp.fc1.", "mlp.up_proj."),
+    ("mlp.fc2.", "mlp.down_proj."),
+    ("gamma_2", "layer_scale2.lambda1"),
+];
+
+/// Names of the tensors that hold the parameter with this official name: that of DINOv2's code, or with
+/// rotary positions timm's.
 pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
     let block = official.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
     match (naming, block) {
@@ -42,20 +67,44 @@ pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
             let rest = renamed(rest, TORCHVISION_BLOCK);
             vec![format!("encoder.layers.encoder_layer_{index}.{rest}")]
         }
-        (Naming::Transformers | Naming::Transformers5, None) => {
+        (Naming::Transformers | Naming::Transformers5 | Naming::TransformersDinov2, None) => {
             vec![renamed(official, TRANSFORMERS)]
         }
-        (Naming::Transformers | Naming::Transformers5, Some((index, rest))) => {
-            let block = format!("encoder.layer.{index}");
-            match rest.strip_prefix("attn.qkv.") {
-                Some(kind) => ["query", "key", "value"]
-                    .map(|layer| format!("{block}.attention.attention.{layer}.{kind}"))
-                    .into(),
-                None => vec![format!("{block}.{}", renamed(rest, TRANSFORMERS_BLOCK))],
-            }
+        (
+            Naming::Transformers | Naming::Transformers5 | Naming::TransformersDinov2,
+            Some((index, rest)),
+        ) => {
+            let layers =
+                ["query", "key", "value"].map(|layer| format!("attention.attention.{layer}"));
+            let table = match naming {
+                Naming::TransformersDinov2 => DINOV2_BLOCK,
+                _ => TRANSFORMERS_BLOCK,
+            };
+            in_layers(&format!("encoder.layer.{index}"), rest, layers, table)
         }
-        // timm, DINO, DeiT and DINOv2 have the same.
+        (Naming::TransformersDinov3, None) => vec![renamed(official, DINOV3)],
+        (Naming::TransformersDinov3, Some((index, rest))) => {
+            let layers = ["q", "k", "v"].map(|layer| format!("attention.{layer}_proj"));
+            in_layers(&format!("layer.{index}"), rest, layers, DINOV3_BLOCK)
+        }
+        (Naming::Timm, Some((index, rest))) => {
+            vec![format!("blocks.{index}.{}", renamed(rest, TIMM_BLOCK))]
+        }
+        (Naming::Dinov2 { chunk: chunk @ 1.. }, Some((index, rest))) => {
+            // Blocks are numbered through all chunks.
+            let number: usize = index.parse().unwrap_or(0);
+            vec![format!("blocks.{}.{index}.{rest}", number / chunk)]
+        }
+        // DINO, DeiT, DINOv2, and timm with rotary positions.
         _ => vec![official.into()],
+    }
+}
+
+/// Names in a block of `transformers`, which has `layers` for queries, keys and values.
+fn in_layers(block: &str, rest: &str, layers: [String; 3], table: &Renamed) -> Vec<String> {
+    match rest.strip_prefix("attn.qkv.") {
+        Some(kind) => layers.map(|layer| format!("{block}.{layer}.{kind}")).into(),
+        None => vec![format!("{block}.{}", renamed(rest, table))],
     }
 }
 
@@ -94,6 +143,56 @@ mod tests {
             assert_eq!(names(Naming::Torchvision, official), [torchvision]);
             assert_eq!(names(Naming::Transformers, official), [transformers]);
         }
+        for (official, dinov2, timm) in [
+            ("register_tokens", "embeddings.register_tokens", "register_tokens"),
+            ("pos_embed", "embeddings.position_embeddings", "pos_embed"),
+            ("norm.bias", "layernorm.bias", "norm.bias"),
+            ("blocks.3.norm2.bias", "encoder.layer.3.norm2.bias", "blocks.3.norm2.bias"),
+            (
+                "blocks.3.attn.proj.bias",
+                "encoder.layer.3.attention.output.dense.bias",
+                "blocks.3.attn.proj.bias",
+            ),
+            ("blocks.3.ls1.gamma", "encoder.layer.3.layer_scale1.lambda1", "blocks.3.ls1.gamma"),
+            (
+                "blocks.3.mlp.w12.weight",
+                "encoder.layer.3.mlp.weights_in.weight",
+                "blocks.3.mlp.fc1.weight",
+            ),
+            (
+                "blocks.3.mlp.w3.bias",
+                "encoder.layer.3.mlp.weights_out.bias",
+                "blocks.3.mlp.fc2.bias",
+            ),
+            ("blocks.3.mlp.fc1.bias", "encoder.layer.3.mlp.fc1.bias", "blocks.3.mlp.fc1.bias"),
+        ] {
+            assert_eq!(names(Naming::TransformersDinov2, official), [dinov2]);
+            assert_eq!(names(Naming::Timm, official), [timm]);
+            assert_eq!(names(Naming::Dinov2 { chunk: 0 }, official), [official]);
+        }
+        for (official, dinov3) in [
+            ("reg_token", "embeddings.register_tokens"),
+            ("patch_embed.proj.weight", "embeddings.patch_embeddings.weight"),
+            ("norm.weight", "norm.weight"),
+            ("blocks.3.norm1.weight", "layer.3.norm1.weight"),
+            ("blocks.3.attn.q_bias", "layer.3.attention.q_proj.bias"),
+            ("blocks.3.attn.v_bias", "layer.3.attention.v_proj.bias"),
+            ("blocks.3.attn.proj.weight", "layer.3.attention.o_proj.weight"),
+            ("blocks.3.gamma_1", "layer.3.layer_scale1.lambda1"),
+            ("blocks.3.mlp.fc1.weight", "layer.3.mlp.up_proj.weight"),
+            ("blocks.3.mlp.fc2.bias", "layer.3.mlp.down_proj.bias"),
+            ("blocks.3.gamma_2", "layer.3.layer_scale2.lambda1"),
+        ] {
+            assert_eq!(names(Naming::TransformersDinov3, official), [dinov3]);
+            assert_eq!(names(Naming::TimmEva, official), [official]);
+        }
+        let qkv = names(Naming::TransformersDinov3, "blocks.1.attn.qkv.weight");
+        assert_eq!(qkv[2], "layer.1.attention.v_proj.weight");
+        let chunks = Naming::Dinov2 { chunk: 4 };
+        assert_eq!(names(chunks, "blocks.11.norm1.bias"), ["blocks.2.11.norm1.bias"]);
+        assert_eq!(names(chunks, "cls_token"), ["cls_token"]);
+        let qkv = names(Naming::TransformersDinov2, "blocks.1.attn.qkv.weight");
+        assert_eq!(qkv[1], "encoder.layer.1.attention.attention.key.weight");
         let qkv = names(Naming::Transformers, "blocks.1.attn.qkv.weight");
         assert_eq!(qkv[1], "encoder.layer.1.attention.attention.key.weight");
         assert_eq!(

@@ -21,9 +21,7 @@ pub(super) fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = marked(file, Family::ResNet, Naming::Transformers, MARK);
     found.extend(marked(file, Family::ResNet, Naming::Torchvision, MARK).into_iter().map(
         |location| match location.prefix.strip_suffix(ESVIT_WRAPPER) {
-            Some(prefix) => {
-                Location::new(Family::ResNet, Naming::Esvit, &location.group, prefix)
-            }
+            Some(prefix) => Location::new(Family::ResNet, Naming::Esvit, &location.group, prefix),
             None => location,
         },
     ));

@@ -17,7 +17,7 @@ const TABLE: &str = "layers.0.blocks.0.attn.relative_position_bias_table";
 /// All Swin transformers in a file, optimizer states under the same names excluded.
 pub(super) fn networks(file: &WeightsFile) -> Vec<Location> {
     let mut found = Vec::new();
-    for naming in Naming::ALL {
+    for naming in Naming::OF_SWIN {
         // These share EsViT's names; `disambiguate` decides.
         if matches!(naming, Naming::Microsoft | Naming::Timm) {
             continue;

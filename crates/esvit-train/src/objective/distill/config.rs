@@ -191,15 +191,21 @@ impl ObjectiveSettings for DistillConfig {
         HeadMemory { saved, student_logits: 3.0 * logits, teacher_logits: logits }
     }
 
+    fn state_memory(&self) -> f64 {
+        let tasks = match self.settings.loss {
+            DistillLoss::Prototypes if self.settings.region => 2,
+            DistillLoss::Prototypes => 1,
+            _ => 0,
+        };
+        let width = self.teacher().map_or(0, |teacher| teacher.width());
+        4.0 * (tasks * self.settings.prototypes * width) as f64
+    }
+
     fn held_bytes(&self) -> f64 {
         let Some(teacher) = self.teacher() else { return 0.0 };
         let parameters = teacher.frozen.network.specs().parameters() as f64;
-        let queues = match self.settings.loss {
-            DistillLoss::Prototypes => 2.0 * (self.settings.prototypes * teacher.width()) as f64,
-            _ => 0.0,
-        };
         // The packed weights are there once more.
-        4.0 * (2.0 * parameters + queues) + self.cache_bytes() as f64
+        4.0 * 2.0 * parameters + self.cache_bytes() as f64
     }
 
     fn teacher_bytes(&self, side: usize, precision: Precision) -> f64 {

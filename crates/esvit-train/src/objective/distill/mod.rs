@@ -15,6 +15,8 @@ mod views;
 pub use config::{DistillConfig, DistillLoss, DistillSettings};
 pub use teacher::{TeacherNetwork, TeacherRecord};
 
+use std::ops::Range;
+
 use esvit_nn::layers::Linear;
 use esvit_nn::ops::Activation;
 use esvit_nn::params::{Params, Scope};
@@ -136,8 +138,8 @@ impl Objective for Distill {
     }
 
     /// All.
-    fn teacher_views(&self) -> usize {
-        usize::MAX
+    fn teacher_views(&self) -> Range<usize> {
+        0..usize::MAX
     }
 
     fn teacher_input(&mut self, batch: &MicroBatch) -> Vec<Tensor> {
@@ -194,7 +196,7 @@ impl Objective for Distill {
         batch.views.clone()
     }
 
-    fn loss(&self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, _at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
         let taught = self.taught();
         let targets = &taught.targets[views.at_hand.clone()];

@@ -132,7 +132,7 @@ impl Objective for Esvit {
         views
     }
 
-    fn loss(&self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
         let student = self.heads.forward(params, features, batch, ctx);
         let settings = LossSettings {

@@ -2,12 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use esvit_eval::probe::{self, Elevater, Logistic, Probe, SGD_LRS, Sgd, Solver};
+use esvit_eval::probe::{self, BLOCKS, Elevater, Logistic, Probe, SGD_LRS, Sgd, Solver};
 use esvit_nn::BackboneConfig;
 use serde::Serialize;
-
-/// Default numbers of last blocks, as in published probes.
-const BLOCKS: [usize; 2] = [1, 4];
 
 /// Solver of the classifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -1,0 +1,18 @@
+//! Comparisons of several variants of a run, each with several seeds: what is measured of every run, on
+//! the same images, and what it says of the variants.
+
+mod figures;
+mod judge;
+mod log;
+mod result;
+mod rows;
+mod speed;
+mod table;
+
+pub use figures::{against_parameters, against_throughput, curves};
+pub use judge::{CompareError, Judge, Judged};
+pub use log::{RunLog, read_log};
+pub use result::{Check, RunResult, Scores, Start};
+pub use rows::{Row, rows};
+pub use speed::forward_images_per_s;
+pub use table::{markdown, text};

@@ -1,0 +1,196 @@
+//! What the runs of each variant say together, beside raw pixels and the untrained networks.
+
+use serde::Serialize;
+
+use super::{RunResult, Scores};
+use crate::probe::MeanStd;
+
+/// Means over the runs of a variant, or over the networks that they began with.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a variant, and not something to compare with.
+    #[serde(skip)]
+    pub is_variant: bool,
+    /// Number of seeds; 1 where there is nothing random.
+    pub seeds: usize,
+    /// The images that it was trained on, in words.
+    pub data: Option<String>,
+    /// Images that it saw.
+    pub images_seen: Option<MeanStd>,
+    /// k-NN top-1, in percent.
+    pub knn: Option<MeanStd>,
+    /// Top-1 of a linear probe, in percent.
+    pub linear: Option<MeanStd>,
+    /// Right matches of an image and its mirror image, in percent.
+    pub correspondence: Option<MeanStd>,
+    /// Crops whose most similar one is of the same image, in percent.
+    pub retrieval: Option<MeanStd>,
+    /// Training time.
+    pub training_seconds: Option<MeanStd>,
+    /// Largest resident memory while it was trained, in MiB.
+    pub peak_memory_mb: Option<MeanStd>,
+    /// Parameters of the backbone, without heads.
+    pub parameters: Option<usize>,
+    /// Images per second of the backbone's forward pass.
+    pub forward_images_per_s: Option<MeanStd>,
+}
+
+/// A row for raw pixels, for the untrained networks, and for each variant in the order of its first run.
+/// Variants with the same network share a row of the untrained ones, and those that prepare images in
+/// the same way one of raw pixels.
+pub fn rows(results: &[RunResult]) -> Vec<Row> {
+    let pixels = groups(results, |result| &result.preprocess);
+    let networks = groups(results, |result| (&result.preprocess, &result.shape));
+    let variants = groups(results, |result| &result.variant);
+    let mut rows = Vec::new();
+    for group in &pixels {
+        let name = named("raw pixels", group, pixels.len());
+        rows.push(Row::of_scores(name, &[group[0].raw_pixels]));
+    }
+    for group in &networks {
+        // The initial values follow from the seed.
+        let mut seeds: Vec<&RunResult> = Vec::new();
+        for result in group {
+            if !seeds.iter().any(|other| other.seed == result.seed) {
+                seeds.push(result);
+            }
+        }
+        let scores: Vec<Scores> = seeds.iter().map(|result| result.untrained).collect();
+        let row = Row::of_scores(named("untrained", group, networks.len()), &scores);
+        rows.push(Row { parameters: Some(group[0].parameters), ..row });
+    }
+    rows.extend(variants.iter().map(|group| Row::of_variant(group)));
+    rows
+}
+
+/// Runs with the same key, in the order of the first of each.
+fn groups<'a, K: PartialEq>(
+    results: &'a [RunResult],
+    key: impl Fn(&'a RunResult) -> K,
+) -> Vec<Vec<&'a RunResult>> {
+    let mut groups: Vec<(K, Vec<&RunResult>)> = Vec::new();
+    for result in results {
+        let own = key(result);
+        match groups.iter_mut().find(|(key, _)| *key == own) {
+            Some((_, group)) => group.push(result),
+            None => groups.push((own, vec![result])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// A name with those of the variants that it holds for, if there are several such rows.
+fn named(name: &str, group: &[&RunResult], rows: usize) -> String {
+    if rows < 2 {
+        return name.into();
+    }
+    let mut variants: Vec<&str> = Vec::new();
+    for result in group {
+        if !variants.contains(&&*result.variant) {
+            variants.push(&result.variant);
+        }
+    }
+    format!("{name} ({})", variants.join(", "))
+}
+
+/// The mean of values that all have.
+fn mean<T>(items: &[T], value: impl Fn(&T) -> Option<f64>) -> Option<MeanStd> {
+    let values: Vec<f64> = items.iter().map(value).collect::<Option<_>>()?;
+    (!values.is_empty()).then(|| MeanStd::of(&values))
+}
+
+impl Row {
+    fn of_scores(name: String, scores: &[Scores]) -> Self {
+        Self {
+            name,
+            is_variant: false,
+            seeds: scores.len(),
+            data: None,
+            images_seen: None,
+            knn: mean(scores, |scores| scores.knn),
+            linear: mean(scores, |scores| scores.linear),
+            correspondence: mean(scores, |scores| scores.correspondence),
+            retrieval: mean(scores, |scores| scores.retrieval),
+            training_seconds: None,
+            peak_memory_mb: None,
+            parameters: None,
+            forward_images_per_s: None,
+        }
+    }
+
+    fn of_variant(runs: &[&RunResult]) -> Self {
+        let trained: Vec<Scores> = runs.iter().map(|run| run.trained).collect();
+        Self {
+            is_variant: true,
+            data: Some(runs[0].data.clone()),
+            images_seen: mean(runs, |run| Some(run.images_seen as f64)),
+            training_seconds: mean(runs, |run| Some(run.training_seconds)),
+            peak_memory_mb: mean(runs, |run| run.peak_memory_mb),
+            parameters: Some(runs[0].parameters),
+            forward_images_per_s: mean(runs, |run| Some(run.forward_images_per_s)),
+            ..Self::of_scores(runs[0].variant.clone(), &trained)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::result::example;
+
+    fn names(rows: &[Row]) -> Vec<&str> {
+        rows.iter().map(|row| row.name.as_str()).collect()
+    }
+
+    #[test]
+    fn variants_are_means_over_their_seeds() {
+        let results =
+            [example("view", 0, 30.0), example("both", 0, 20.0), example("view", 1, 34.0)];
+        let rows = rows(&results);
+        assert_eq!(names(&rows), ["raw pixels", "untrained", "view", "both"]);
+        assert_eq!(rows.iter().map(|row| row.seeds).collect::<Vec<_>>(), [1, 2, 2, 1]);
+        let of = |row: usize| rows[row].knn.unwrap();
+        assert_eq!(of(0), MeanStd { mean: 3.0, std: None });
+        // The first seed of both variants is the same network.
+        assert_eq!(of(1), MeanStd { mean: 5.5, std: Some(0.5f64.sqrt()) });
+        assert_eq!(of(2), MeanStd { mean: 32.0, std: Some(8f64.sqrt()) });
+        assert_eq!(of(3), MeanStd { mean: 20.0, std: None });
+        assert_eq!(rows[2].training_seconds.unwrap().mean, 10.5);
+        assert_eq!((rows[0].parameters, rows[1].parameters), (None, Some(250_000)));
+        assert!(rows[0].data.is_none() && rows[2].images_seen.unwrap().mean == 80.0);
+        assert!(rows[2].is_variant && !rows[1].is_variant);
+    }
+
+    /// A figure that one run lacks has no mean.
+    #[test]
+    fn what_one_run_lacks_is_missing() {
+        let mut results = [example("view", 0, 30.0), example("view", 1, 34.0)];
+        results[1].peak_memory_mb = None;
+        let rows = rows(&results);
+        assert_eq!((rows[2].peak_memory_mb, rows[2].linear), (None, None));
+        assert!(rows[2].retrieval.is_some());
+    }
+
+    #[test]
+    fn other_networks_and_sizes_have_rows_of_their_own() {
+        let mut results = [example("a", 0, 30.0), example("b", 0, 30.0), example("c", 0, 30.0)];
+        results[1].shape = "vit".into();
+        results[2].preprocess = "64".into();
+        let rows = rows(&results);
+        assert_eq!(
+            names(&rows),
+            [
+                "raw pixels (a, b)",
+                "raw pixels (c)",
+                "untrained (a)",
+                "untrained (b)",
+                "untrained (c)",
+                "a",
+                "b",
+                "c",
+            ]
+        );
+    }
+}

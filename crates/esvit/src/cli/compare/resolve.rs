@@ -1,0 +1,154 @@
+//! The settings of all variants.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use esvit_data::{Folders, Source};
+use esvit_eval::preview;
+use esvit_nn::{Collective, Solo};
+use esvit_train::config::{Resolved, recipe_layers};
+use esvit_train::config_text::{Layer, Origin, parse_text};
+use esvit_train::run::run_length;
+use esvit_train::variants::{
+    Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget,
+};
+use esvit_train::{Config, auto};
+
+use super::{Request, Usage};
+use crate::cli::{Output, plan, settings, teacher};
+
+/// The settings that a request comes to.
+pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> {
+    let mut resolver = Resolver { request, chosen: None, notes: Vec::new(), output };
+    let mut variants: Vec<Planned> = Vec::new();
+    let mut sources: Vec<Arc<dyn Source>> = Vec::new();
+    for ((variant, recipe), asked) in request.variants.iter().zip(request.asked()) {
+        let is_base =
+            |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
+        let base = variants.iter().position(is_base);
+        let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
+        let source = preview::source(&config)?;
+        if let (None, Some(first)) = (base, variants.first()) {
+            share_budget((&first.config, &sources[0]), (&mut config, &source))
+                .map_err(|error| refused(error, &asked))?;
+        }
+        teacher::locate(&mut config)?;
+        // It is opened again for each run: others have the memory to themselves.
+        let mut ready = config.clone();
+        teacher::attach(&mut ready, output)?;
+        plan::check_memory(&ready, &*source)?;
+        let start = match base {
+            Some(base) => Some(start(&asked, &variants[base], &sources[base])?),
+            None => None,
+        };
+        variants.push(Planned { asked, start, config });
+        sources.push(source);
+    }
+    Ok(Comparison { seeds: request.seeds.clone(), variants })
+}
+
+/// A length that a variant cannot have makes no sense.
+fn refused(error: BudgetError, asked: &Asked) -> anyhow::Error {
+    match error {
+        BudgetError::Time { .. } => Usage(format!("variant `{}`: {error}", asked.name)).into(),
+        BudgetError::Run(error) => error.into(),
+    }
+}
+
+/// The step of `base` from which a variant goes on.
+fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64> {
+    let Some(Continues { from, at }) = &asked.continues else { return Ok(0) };
+    let name = &asked.name;
+    if base.config.train.time.is_some() {
+        return Err(Usage(format!(
+            "variant `{name}` continues from `{from}`, whose number of steps depends on a time\n\
+             hint: give the length with `--steps` or `--epochs`"
+        ))
+        .into());
+    }
+    let collective: Arc<dyn Collective> = Solo::shared();
+    let run = run_length(&base.config, source, &collective)?;
+    let (step, first) = (at.steps(run), base.start.unwrap_or(0));
+    if step <= first || step >= run.total_steps {
+        return Err(Usage(format!(
+            "variant `{name}` continues at {at} of `{from}`, which is step {step}: that run has the steps \
+             {first} to {}\nhint: choose another `continue_at`, within them",
+            run.total_steps
+        ))
+        .into());
+    }
+    Ok(step)
+}
+
+struct Resolver<'a> {
+    request: &'a Request,
+    /// What `auto` has chosen, once for all variants.
+    chosen: Option<Layer>,
+    /// What was said already.
+    notes: Vec<String>,
+    output: &'a Output,
+}
+
+impl Resolver<'_> {
+    /// The settings of a variant: its recipe, what all have in common, and its own; or those of the variant
+    /// that it goes on from, a recipe if it names one, and its own.
+    fn config(
+        &mut self,
+        variant: &Variant,
+        recipe: &str,
+        base: Option<&Planned>,
+    ) -> Result<Config> {
+        let mut layers = Vec::new();
+        match base {
+            Some(base) => {
+                let origin = Origin::Variant(base.asked.name.clone());
+                layers.push(parse_text(&base.config.to_toml(), origin)?);
+                if variant.recipe.is_some() {
+                    layers.extend(self.recipe(recipe, variant)?);
+                }
+            }
+            None => {
+                layers.extend(self.recipe(recipe, variant)?);
+                layers.extend(self.request.common.iter().cloned());
+            }
+        }
+        layers.push(variant.layer.clone());
+        let Resolved { config, notes, .. } = Config::resolve_with_notes(layers)?;
+        for note in notes {
+            if !self.notes.contains(&note) {
+                self.output.note(&note);
+                self.notes.push(note);
+            }
+        }
+        Ok(config)
+    }
+
+    /// The layers of a recipe. `auto` chooses for the images of the first variant that has it, so that
+    /// variants differ in what they change alone.
+    fn recipe(&mut self, recipe: &str, variant: &Variant) -> Result<Vec<Layer>> {
+        let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
+        if chooser.goes_on() {
+            return Err(Usage(format!(
+                "variant `{}`: recipe `{recipe}` goes on from a network that there is, and a variant begins \
+                 anew or goes on from another variant\n\
+                 hint: take another recipe, or train it by itself with `esvit pretrain --init-from`",
+                variant.name
+            ))
+            .into());
+        }
+        if let Some(chosen) = &self.chosen {
+            return Ok(vec![chosen.clone()]);
+        }
+        let layers = self.request.common.iter().chain([&variant.layer]);
+        let chosen = settings::choose(chooser, &self.request.common, images(layers), self.output)?;
+        Ok(vec![self.chosen.insert(chosen).clone()])
+    }
+}
+
+/// The folders of the last layer that names images.
+fn images<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Option<Folders> {
+    let path = |layer: &'a Layer| layer.table.get("data")?.as_table()?.get("path").cloned();
+    let path = layers.rev().find_map(path)?;
+    // Where that is none, `auto` says what it lacks.
+    path.try_into().ok().filter(|folders: &Folders| folders.one() != Some("none".as_ref()))
+}
