@@ -1,11 +1,13 @@
 """Times `esvit bench` and its peers side by side, alternating, in one run.
 
-    speed.py train-step [--batch 4] [--precision bf16 f32] [--rounds 5]
-    speed.py forward    [--batch 8] [--precision bf16 f32] [--rounds 5]
+    speed.py train-step [--arch swin_tiny] [--batch 4] [--precision bf16 f32] [--rounds 5]
+    speed.py forward    [--arch swin_tiny] [--batch 8] [--precision bf16 f32] [--rounds 5]
     speed.py data       [--rounds 5]
 
+`--arch` takes several names: those of `peers`, where PyTorch's side of each is.
 Every contender is a process of its own, so that peak memories can be told apart; they run one
 after the other, never at once, and take turns, so that a slow minute of the machine hits all.
+Where a network has several forms in PyTorch, all are tried first, and the fastest one takes part.
 Prints medians, ratios (peer / esvit: above 1 esvit is faster) and peak memories.
 """
 
@@ -20,9 +22,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from peers import PEERS
+
 ROOT = Path(__file__).resolve().parent.parent
+# Those of `esvit bench` and of `peers.step`.
 PROTOTYPES = 65_536
-GLOBAL_SIZE, LOCAL_SIZE, LOCAL_CROPS = 224, 96, 8
+GLOBAL_SIZE, LOCAL_CROPS = 224, 8
+# Repetitions of each form before one is chosen.
+TRIALS = 3
+IN_PYTORCH = ("eager", "compile")
 
 
 def esvit() -> str:
@@ -43,8 +51,9 @@ class Worker:
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, __file__, "worker", *arguments]
         pipe = subprocess.PIPE
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True
         )
         self.answer()  # ready
 
@@ -52,7 +61,8 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended early")
+            self.errors.seek(0)
+            raise RuntimeError(f"{self.process.args} ended early\n{self.errors.read()[-2000:]}")
         return json.loads(line)
 
     def repeat(self) -> dict:
@@ -76,111 +86,6 @@ def serve(repetition) -> None:
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
-
-
-def training_step(batch: int, precision: str):
-    """A whole step in PyTorch on timm's Swin-T: teacher, student, both tasks, AdamW, average."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import timm
-    import torch
-    from torch import nn
-
-    from reference.network import CropOutputs, HeadConfig, ProjectionHead
-    from reference.objective import Centers, Weights, loss
-    from reference.training import clip_each, make_optimizer, move_teacher, parameter_groups
-
-    class Network(nn.Module):
-        """timm's backbone with the two heads."""
-
-        def __init__(self, drop_path: float) -> None:
-            super().__init__()
-            self.backbone = timm.create_model(
-                "swin_tiny_patch4_window7_224",
-                num_classes=0,
-                drop_path_rate=drop_path,
-                strict_img_size=False,
-            )
-            head = HeadConfig(PROTOTYPES, norm_last_layer=False)
-            self.head = ProjectionHead(768, head)
-            self.head_dense = ProjectionHead(768, head)
-
-        def forward(self, groups):
-            views, regions, tokens = [], [], []
-            for images, crops in groups:
-                region = self.backbone.forward_features(images).flatten(1, 2)
-                views.append(region.mean(1))
-                regions.append(region.flatten(0, 1))
-                tokens += [region.shape[1]] * crops
-            features = torch.cat(regions)
-            logits = self.head(torch.cat(views)), self.head_dense(features)
-            return CropOutputs(logits[0].float(), logits[1].float(), features.float(), tokens)
-
-    torch.manual_seed(0)
-    student, teacher = Network(0.1), Network(0.0)
-    teacher.load_state_dict(student.state_dict())
-    for parameter in teacher.parameters():
-        parameter.requires_grad = False
-    optimizer = make_optimizer("adamw", parameter_groups(student))
-    for group in optimizer.param_groups:
-        group["lr"] = 5e-4
-    optimizer.param_groups[0]["weight_decay"] = 0.04
-    centers = Centers(torch.zeros(1, PROTOTYPES), torch.zeros(1, PROTOTYPES))
-    large = torch.randn(2 * batch, 3, GLOBAL_SIZE, GLOBAL_SIZE)
-    small = torch.randn(LOCAL_CROPS * batch, 3, LOCAL_SIZE, LOCAL_SIZE)
-
-    def step() -> None:
-        student.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            with torch.no_grad():
-                teacher_out = teacher([(large, 2)])
-            student_out = student([(large, 2), (small, LOCAL_CROPS)])
-        value = loss(student_out, teacher_out, centers, 0.04, 0.1, Weights.default(True))
-        centers.update(teacher_out)
-        optimizer.zero_grad()
-        value.backward()
-        clip_each(student, 3.0)
-        optimizer.step()
-        move_teacher(teacher, student, 0.996)
-
-    return step
-
-
-def forward_pass(peer: str, precision: str, batch: int):
-    """Swin-T's features in one of the peers."""
-    import numpy as np
-    import timm
-    import torch
-
-    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0).eval()
-    images = torch.randn(batch, 3, GLOBAL_SIZE, GLOBAL_SIZE)
-    if peer in ("eager", "compile"):
-        call = torch.compile(model) if peer == "compile" else model
-
-        def run() -> None:
-            with torch.inference_mode():
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    call(images)
-
-        return run
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "swin.onnx")
-        torch.onnx.export(model, (images,), path, input_names=["x"], dynamo=False)
-        if peer == "onnxruntime":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = onnxruntime.InferenceSession(path, options)
-            values = {"x": images.numpy()}
-            return lambda: session.run(None, values)
-        import openvino
-
-        core = openvino.Core()
-        hint = {"f32": "f32", "bf16": "bf16"}[precision]
-        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        values = np.ascontiguousarray(images.numpy())
-        return lambda: compiled([values])
 
 
 def data_path(picture: str):
@@ -232,26 +137,41 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def compare_steps(batch: int, precisions: list[str], rounds: int) -> None:
-    workers = {p: Worker("train-step", str(batch), p) for p in precisions}
+def fastest_form(kind: str, arch: str, batch: int, precision: str, *runtime: str) -> str:
+    """The form of PyTorch's network that takes least time, each tried in a process of its own."""
+    forms = PEERS[arch].forms
+    if len(forms) == 1:
+        return forms[0]
+    times = {}
+    for form in forms:
+        worker = Worker(kind, arch, form, str(batch), precision, *runtime)
+        times[form] = min(worker.repeat()["seconds"] for _ in range(TRIALS))
+        worker.close()
+    tried = ", ".join(f"{form} {seconds:.3f} s" for form, seconds in times.items())
+    print(f"  forms in PyTorch, {precision}: {tried}")
+    return min(forms, key=lambda form: times[form])
+
+
+def compare_steps(arch: str, batch: int, precisions: list[str], rounds: int) -> None:
+    print(f"whole step, {arch}, batch {batch}, K {PROTOTYPES}, {rounds} rounds")
+    forms = {p: fastest_form("train-step", arch, batch, p) for p in precisions}
+    workers = {p: Worker("train-step", arch, forms[p], str(batch), p) for p in precisions}
     ours: dict[str, list[dict]] = {p: [] for p in precisions}
     theirs: dict[str, list[dict]] = {p: [] for p in precisions}
     for _ in range(rounds):
         for p in precisions:
-            ours[p].append(
-                bench("train-step", "--batch", str(batch), "--precision", p, iterations=3)
-            )
+            options = ("--arch", arch, "--batch", str(batch), "--precision", p)
+            ours[p].append(bench("train-step", *options, iterations=3))
             theirs[p].append(workers[p].repeat())
     for worker in workers.values():
         worker.close()
     times = {p: median([r["median_s"] for r in ours[p]]) for p in precisions}
     peers = {p: median([r["seconds"] for r in theirs[p]]) for p in precisions}
-    print(f"whole step, Swin-T, batch {batch}, K {PROTOTYPES}, {rounds} rounds")
     for p in precisions:
         memory = max(r["peak_rss_mb"] for r in ours[p])
         peer_memory = max(r["peak_mb"] for r in theirs[p])
         print(
-            f"  {p}: esvit {times[p]:.3f} s, PyTorch {peers[p]:.3f} s, ratio "
+            f"  {p}: esvit {times[p]:.3f} s, PyTorch ({forms[p]}) {peers[p]:.3f} s, ratio "
             f"{peers[p] / times[p]:.2f}; memory {memory:.0f} and {peer_memory:.0f} MB, "
             f"{memory / peer_memory:.0%}"
         )
@@ -259,31 +179,38 @@ def compare_steps(batch: int, precisions: list[str], rounds: int) -> None:
         print(f"  esvit bf16 against PyTorch f32: ratio {peers['f32'] / times['bf16']:.2f}")
 
 
-def compare_forward(batch: int, precisions: list[str], rounds: int, compile_too: bool) -> None:
+def compare_forward(
+    arch: str, batch: int, precisions: list[str], rounds: int, compile_too: bool
+) -> None:
+    print(f"forward, {arch}, {GLOBAL_SIZE} px, batch {batch}, {rounds} rounds")
     peers = [("eager", "f32"), ("onnxruntime", "f32"), ("openvino", "f32")]
     peers += [("eager", "bf16"), ("openvino", "bf16")]
     if compile_too:
         peers += [("compile", "f32"), ("compile", "bf16")]
     peers = [peer for peer in peers if peer[1] in precisions]
-    workers = {peer: Worker("forward", *peer, str(batch)) for peer in peers}
+    forms = {p: fastest_form("forward", arch, batch, p, "eager") for p in precisions}
+    workers = {
+        (runtime, p): Worker("forward", arch, forms[p], str(batch), p, runtime)
+        for runtime, p in peers
+    }
     times: dict = {peer: [] for peer in peers}
     ours: dict = {precision: [] for precision in precisions}
     for _ in range(rounds):
         for p in ours:
-            report = bench("forward", "--batch", str(batch), "--precision", p, iterations=5)
-            ours[p].append(report["median_s"])
+            options = ("--arch", arch, "--batch", str(batch), "--precision", p)
+            ours[p].append(bench("forward", *options, iterations=5)["median_s"])
         for peer, worker in workers.items():
             repetitions = [worker.repeat()["seconds"] for _ in range(3)]
             times[peer].append(median(repetitions))
     for worker in workers.values():
         worker.close()
-    print(f"forward, Swin-T, 224 px, batch {batch}, {rounds} rounds")
     for p, values in ours.items():
         print(f"  esvit {p}: {median(values):.3f} s")
-        for (peer, precision), peer_values in times.items():
+        for (runtime, precision), peer_values in times.items():
             if precision == p:
+                name = f"{runtime} ({forms[p]})" if runtime in IN_PYTORCH else runtime
                 ratio = median(peer_values) / median(values)
-                print(f"    {peer} {precision}: {median(peer_values):.3f} s, ratio {ratio:.2f}")
+                print(f"    {name} {precision}: {median(peer_values):.3f} s, ratio {ratio:.2f}")
 
 
 def compare_data(rounds: int) -> None:
@@ -307,29 +234,43 @@ def compare_data(rounds: int) -> None:
     )
 
 
+def work(kind: str, arguments: list[str]) -> None:
+    """The worker: PyTorch is loaded in this process alone."""
+    if kind == "data":
+        serve(data_path(*arguments))
+        return
+    arch, form, batch, precision, *runtime = arguments
+    if kind == "train-step":
+        from peers.step import training_step
+
+        serve(training_step(arch, form, int(batch), precision))
+    else:
+        from peers.inference import forward_pass
+
+        serve(forward_pass(*runtime, arch, form, int(batch), precision))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["worker"]:
-        kind, *rest = sys.argv[2:]
-        if kind == "train-step":
-            serve(training_step(int(rest[0]), rest[1]))
-        elif kind == "forward":
-            serve(forward_pass(rest[0], rest[1], int(rest[2])))
-        else:
-            serve(data_path(rest[0]))
+        work(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["train-step", "forward", "data"])
+    parser.add_argument("--arch", nargs="+", choices=PEERS, default=["swin_tiny"])
     parser.add_argument("--batch", type=int)
     parser.add_argument("--precision", nargs="+", default=["bf16", "f32"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     options = parser.parse_args()
-    if options.what == "train-step":
-        compare_steps(options.batch or 4, options.precision, options.rounds)
-    elif options.what == "forward":
-        compare_forward(options.batch or 8, options.precision, options.rounds, options.compile)
-    else:
+    if options.what == "data":
         compare_data(options.rounds)
+        return
+    for arch in options.arch:
+        if options.what == "train-step":
+            compare_steps(arch, options.batch or 4, options.precision, options.rounds)
+        else:
+            batch, precisions = options.batch or 8, options.precision
+            compare_forward(arch, batch, precisions, options.rounds, options.compile)
 
 
 if __name__ == "__main__":

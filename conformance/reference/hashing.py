@@ -29,11 +29,15 @@ def fill(module: nn.Module) -> None:
         p.copy_(fill_value(name, stream, list(p.shape)))
 
 
+# Parts of names of what is added to tokens or logits.
+TABLES = ("bias_table", "relative_position_bias", "pos_embed", "cls_token")
+
+
 def fill_value(name: str, stream: int, shape: list[int]) -> Tensor:
     """The value of one parameter."""
     if name.endswith("weight_g"):
         return torch.ones(shape)
-    if "bias_table" in name:
+    if any(part in name for part in TABLES):
         return 0.5 * hashed(stream, shape)
     if len(shape) == 1:
         return 0.1 * hashed(stream, shape) + (1.0 if name.endswith("weight") else 0.0)

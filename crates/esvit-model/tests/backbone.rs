@@ -160,7 +160,10 @@ fn families_that_a_target_does_not_have() {
     }
     let small = Options { size: [15, 32], ..options(Target::Onnx) };
     let error = write(&untrained_of(pvt), &folder.path().join("c.onnx"), &small).unwrap_err();
-    assert!(error.to_string().contains("15 x 32 pixels are smaller than a patch of 16"), "{error}");
+    assert!(
+        error.to_string().contains("15 x 32 pixels are smaller than what the network needs, 16"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(crate) fn recognize(source: &Source) -> Result<Container, ErrorKind> {
     let head = source.read(0, source.length().min(HEAD_LENGTH))?;
     match *head {
         [b'P', b'K', 3, 4, ..] => return Ok(Container::TorchZip),
+        // First, as the length of the header may begin like a pickle: 384 bytes are `80 01 00 ..`.
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => return Ok(Container::Safetensors),
         [0x80, 0..=5, ..] => return Ok(Container::TorchLegacy),
         [_, _, _, _, _, _, _, _, b'{', ..] => return Ok(Container::Safetensors),
         _ if head.starts_with(LEGACY_MAGIC_TEXT) || starts_with_global(&head) => {
@@ -114,6 +116,9 @@ mod tests {
             (b"cos\nsystem\n(S'id'\ntR.", Container::TorchLegacy),
             (b"L119547037146038801333356L\n.", Container::TorchLegacy),
             (b"\x02\0\0\0\0\0\0\0{}", Container::Safetensors),
+            // Headers of 384 and 1408 bytes.
+            (b"\x80\x01\0\0\0\0\0\0{\"", Container::Safetensors),
+            (b"\x80\x05\0\0\0\0\0\0{\"", Container::Safetensors),
         ] {
             assert_eq!(recognize(&Source::memory(head.into())).unwrap(), expected);
         }

@@ -17,7 +17,7 @@ pub fn cross_attention(
     apply(Attention { images: images.to_vec(), heads, precision }, [q, kv])
 }
 
-/// The attention weights of [`cross_attention`] for images of so many `queries` and `keys` each,
+/// The attention weights of [`cross_attention()`] for images of so many `queries` and `keys` each,
 /// `[B, heads, queries, keys]`.
 pub fn cross_attention_weights(
     q: Tensor,

@@ -103,7 +103,9 @@ fn densecl() -> Learner {
     of(&ObjectiveConfig::DenseCl(config), &tiny_backbone())
 }
 
-const ALL: [(&str, fn() -> Learner); 7] = [
+type Named = (&'static str, fn() -> Learner);
+
+const ALL: [Named; 7] = [
     ("mocov2", mocov2),
     ("mocov3", mocov3),
     ("moby", moby),

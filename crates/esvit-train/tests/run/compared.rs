@@ -104,7 +104,8 @@ fn state_by_its_official_names() {
         &[("queue", &[4, 5]), ("queue2", &[4, 5]), ("queue2_ptr", &[1]), ("queue_ptr", &[1])],
     ];
     for (objective, expected) in OBJECTIVES.into_iter().zip(expected) {
-        let (outcome, reported) = bench(objective, &[]).well("run");
+        let bench = bench(objective, &[]);
+        let (outcome, reported) = bench.well("run");
         let file = WeightsFile::open(&outcome.checkpoint).unwrap();
         let is_state = |name: &str| {
             !["student.", "teacher.", "optimizer."].iter().any(|start| name.starts_with(start))

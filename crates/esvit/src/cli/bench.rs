@@ -77,8 +77,8 @@ enum Benchmark {
 #[derive(Debug, Args)]
 struct StepArgs {
     /// Architecture (see `esvit info`), or `monolithic_small`, a single-scale baseline.
-    #[arg(long, default_value = "swin_tiny")]
-    model: String,
+    #[arg(long, value_name = "NAME", alias = "model", default_value = "swin_tiny_w7")]
+    arch: String,
     /// Batch size.
     #[arg(long, default_value_t = 4)]
     batch: usize,
@@ -188,7 +188,7 @@ impl Bench {
 impl StepArgs {
     fn bench(&self, iterations: usize, device: Device) -> bench::Bench {
         bench::Bench {
-            model: self.model.clone(),
+            model: self.arch.clone(),
             batch: self.batch,
             global_size: self.global_size,
             local_size: self.local_size,

@@ -294,6 +294,8 @@ fn what_is_measured_is_what_was_asked_for() {
     }
     let forward = "bench forward --batch 1 --global-size 64 --prototypes 32 --iterations 1 --json";
     let answer = place.well(&format!("{forward} --precision f32 --view-only --threads 1")).json();
+    let other = place.well(&format!("{forward} --arch pvt_tiny")).json();
+    assert_eq!((&answer["model"], &other["model"]), (&"swin_tiny_w7".into(), &"pvt_tiny".into()));
     let kernels = "bench kernels --iterations 1 --isa baseline --precision f32 --json";
     assert_eq!(place.well(kernels).json()["isa"], "baseline");
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));

@@ -67,7 +67,10 @@ fn a_graph_is_written_for_the_images_that_are_asked_for() {
     assert!(graph.windows(8).any(|bytes| bytes == [10, 2, 8, 48, 10, 2, 8, 64]));
     place.run(&format!("{line} b.onnx --precision bf16")).expect(1).says(&["--precision f16"]);
     assert!(place.path("small.onnx").metadata().unwrap().len() > 10_000);
-    place.run(&format!("{line} tiny.onnx --size 2")).expect(1).says(&["smaller than a patch of 4"]);
+    place
+        .run(&format!("{line} tiny.onnx --size 2"))
+        .expect(1)
+        .says(&["smaller than what the network needs, 4"]);
     place.run(&format!("{line} graph.pth")).expect(1).says(&["onnx is no `pth` file"]);
     let folder = format!("export --checkpoint {CHECKPOINT} --format torchvision --out tv");
     place.run(&folder).expect(1).says(&["torchvision is one file", "`.safetensors` or `.pth`"]);

@@ -16,13 +16,15 @@ use crate::tensor::Tensor;
 /// What the periods approach.
 const TEMPERATURE: f64 = 100.0;
 
+/// Height and width of a map, and the number of tokens before it.
+type Sizes = ([usize; 2], usize);
+
 /// Turns queries and keys by angles that are made once per map.
 #[derive(Debug)]
 pub(super) struct Rotary {
     /// Channels of a head.
     depth: usize,
-    /// By map and number of tokens before it.
-    made: Mutex<HashMap<([usize; 2], usize), Arc<RotaryAngles>>>,
+    made: Mutex<HashMap<Sizes, Arc<RotaryAngles>>>,
 }
 
 impl Rotary {
@@ -73,7 +75,7 @@ mod tests {
     fn quarters_of_a_turn() {
         let rotary = Rotary::new(4);
         let segment = Segment { images: 1, map: [1, 4], prefix: 1 };
-        let row = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let row = [1f32, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
         let qkv = Tensor::new(row.repeat(5), [5, 12], &Device::Cpu);
         let found = rotary.turn(qkv, &[segment]).to_vec::<f32>();
         // By -3/4 of a turn, (2, 4) is what it is by 1/4: (-4, 2).

@@ -104,7 +104,7 @@ impl Efficiency {
     fn bench(&self, what: &str, model: &str, batch: usize, view_only: bool) -> Result<Value> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(program);
-        command.args(["bench", what, "--json", "--model", model, "--precision", &self.precision]);
+        command.args(["bench", what, "--json", "--arch", model, "--precision", &self.precision]);
         command.args(["--device", self.device.name()]);
         for (flag, value) in [
             ("--batch", batch),
