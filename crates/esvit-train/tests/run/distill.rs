@@ -41,7 +41,8 @@ fn a_distillation_goes_on_as_if_nothing_had_happened() {
         &["objective.loss=prototypes", "objective.prototypes=5"],
         &cached,
     ] {
-        let (outcome, reported) = bench(settings, 500).well("run");
+        let uninterrupted = bench(settings, 500);
+        let (outcome, reported) = uninterrupted.well("run");
         let first = &reported.notes[0];
         assert!(first.starts_with("the teacher is `teacher-500.safetensors`: ViT ("), "{first}");
         let is_cached = reported.notes.iter().any(|note| note.contains("are cached"));
