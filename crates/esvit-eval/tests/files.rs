@@ -20,6 +20,7 @@ use esvit_train::objective::ObjectiveConfig;
 use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::official::{self, OfficialError};
 use esvit_train::optim::{ClipScope, OptimizerKind};
+use esvit_train::span::Span;
 use esvit_train::{Config, CropChunks, Learner};
 use esvit_weights::{Float, Tensor, WeightsFile, write_safetensors};
 use serde_json::{Value, json};
@@ -76,6 +77,8 @@ fn run(folder: &Path) -> (PathBuf, Config) {
         precision: Precision::F32,
         crop_chunks: CropChunks::All,
         activation_checkpointing: false,
+        layer_decay: 1.0,
+        freeze_backbone: Span::NONE,
     };
     let (network, objective) = config.network(&Device::Cpu, 0);
     let mut learner =

@@ -21,6 +21,7 @@ pub mod onnx;
 pub mod ops;
 pub mod params;
 pub mod projection;
+pub mod resize;
 mod sine_cosine;
 pub mod tape;
 pub mod tensor;

@@ -404,8 +404,18 @@ impl Params {
     /// The same values, those of trained parameters as leaves of `tape`, in order of the list.
     #[must_use]
     pub fn tracked(&self, tape: &Tape) -> Self {
-        let trained = self.iter().filter(|(spec, _)| spec.role == Role::Trained);
-        self.with_trained(trained.map(|(_, value)| tape.watch(value.detach())).collect())
+        self.tracked_where(tape, |_| true)
+    }
+
+    /// The same with some of the trained parameters alone as leaves: the others are constants, of which no
+    /// gradient is computed.
+    #[must_use]
+    pub fn tracked_where(&self, tape: &Tape, learns: impl Fn(&ParamSpec) -> bool) -> Self {
+        let leaves = self.iter().map(|(spec, value)| {
+            let is_leaf = spec.role == Role::Trained && learns(spec);
+            is_leaf.then(|| tape.watch(value.detach()))
+        });
+        Self { leaves: leaves.collect(), packed: None, ..self.clone() }
     }
 }
 

@@ -1,8 +1,8 @@
-//! The recipe `auto`: settings that suit the images, this machine and the time there is.
+//! The recipes `auto` and `adapt`: settings that suit the images, this machine and the time there is.
 //!
-//! The largest network is chosen that sees enough images in the time; all else follows from the
-//! network, the number of images and the number of steps. Where the numbers come from is in
-//! docs/recipes.md.
+//! The largest network is chosen that sees enough images in the time, or the one to go on from is given;
+//! all else follows from the network, the number of images and the number of steps. Where the numbers come
+//! from is in docs/recipes.md.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,6 +13,7 @@ use esvit_nn::{Collective, ForwardCtx, Solo};
 use toml::{Table, Value};
 
 use crate::Config;
+use crate::config::ConfigError;
 use crate::config_text::{Layer, Origin, merge, parse_override};
 use crate::memory;
 use crate::objective::ObjectiveConfig;
@@ -24,6 +25,27 @@ pub const NAME: &str = "auto";
 
 /// What it is for.
 pub const SUMMARY: &str = "Settings that suit the images, this machine and the time (`--time`): the default for a folder.";
+
+/// A recipe whose settings are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chooser {
+    name: &'static str,
+    /// Peak of the learning rate for a step of 16 images; it grows with the square root of that number.
+    rate: f64,
+    goes_on: bool,
+}
+
+/// From nothing.
+const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false };
+
+/// From a network that is good already, and is to be led and not to be led away: a fifth of the rate. The
+/// settings that do not depend on the images are in the recipe's file.
+const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true };
+
+/// The recipe of this name, if its settings are chosen.
+pub fn named(name: &str) -> Option<&'static Chooser> {
+    [&AUTO, &ADAPT].into_iter().find(|chooser| chooser.name == name)
+}
 
 /// The time of a run that does not say how long it may take.
 const TIME: Duration = Duration::from_secs(3600);
@@ -82,6 +104,10 @@ const SIZES: [(usize, (usize, [u32; 2])); 3] =
 /// Side of the last map, in tokens, from which on both tasks count alike, as published.
 const MAP: usize = 7;
 
+/// Largest global views of a network to go on from, in pixels: those of published runs. DINOv2's, made for
+/// 518 pixels, was trained on such views most of the time.
+const LARGEST: u32 = 224;
+
 /// Images are shrunk to so many times the side of a global view: crops of a tenth of their area still
 /// have the pixels of a local view.
 const SHRUNK: u32 = 4;
@@ -110,6 +136,7 @@ pub struct Choice {
 
 /// The choice in the making.
 struct Choosing<'a> {
+    recipe: &'a Chooser,
     given: &'a [Layer],
     table: Table,
     reasons: Vec<String>,
@@ -136,7 +163,7 @@ impl Choosing<'_> {
     }
 
     fn layer(&self) -> Layer {
-        Layer { origin: Origin::Recipe(NAME.into()), table: self.table.clone() }
+        Layer { origin: Origin::Recipe(self.recipe.name.into()), table: self.table.clone() }
     }
 
     /// The settings so far, under those that are given.
@@ -146,117 +173,141 @@ impl Choosing<'_> {
     }
 }
 
-/// Chooses settings for the images of `source`. `given` are the settings that go over them: what
-/// they say is not chosen, and is taken into account. The smallest network is timed on some images.
-///
-/// # Errors
-/// When the settings that are given are not valid, or the images cannot be loaded.
-pub fn choose(
-    source: &Arc<dyn Source>,
-    survey: &Survey,
-    given: &[Layer],
-    stop: &Arc<AtomicBool>,
-) -> Result<Choice, RunError> {
-    let mut choosing = Choosing { given, table: Table::new(), reasons: Vec::new() };
-    let images = source.len();
-    choosing.set(&[format!("train.time={}", Time(TIME))]);
-    let time = choosing.config()?.train.time.map_or(TIME, |time| time.0);
-    choosing.set(&[
-        "optim.warmup=10%",
-        "optim.weight_decay_end=0.1",
-        "objective.freeze_last_layer=0",
-        "objective.head.norm_last_layer=true",
-        "checkpoint.every=10%",
-        "knn.every=10%",
-        "knn.k=10",
-        "views.local_counts=[4]",
-        "views.local_scale=[0.15, 0.5]",
-        "views.jitter.p=1.0",
-        "views.jitter.saturation=0.4",
-        "views.solarize.p=0.0",
-    ]);
-    if survey.is_gray {
-        choosing.set(&[
-            "views.grayscale=0.0",
-            "views.jitter.saturation=0.0",
-            "views.jitter.hue=0.0",
-        ]);
-        choosing.say("views.grayscale", "colors", "not changed".into(), "the images are gray");
+impl Chooser {
+    /// The name of the recipe.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
-    let prototypes = at_least(&PROTOTYPES, images);
-    choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
-    let pace = network(&mut choosing, source, survey, time, stop)?;
 
-    weights(&mut choosing)?;
-    let batch = choosing.config()?.train.batch_size;
-    let rate = 7.5e-4 * (batch as f64 / 16.0).sqrt();
-    choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
-    let reason = match images / 8 {
-        0 => "there are few images",
-        eighth if eighth == batch => "an eighth of the images",
-        _ => "a small batch makes more steps",
-    };
-    choosing.say(
-        "train.batch_size",
-        "batch",
-        format!("{} a step", counted(batch, "image")),
-        reason,
-    );
-    let config = choosing.config()?;
-    if survey.side > config.data.max_side {
-        choosing.say(
-            "data.max_side",
-            "images",
-            format!("shrunk to {} pixels as they are read", config.data.max_side),
-            &format!("they have about {}, and views {}", survey.side, config.views.global_size),
-        );
+    /// Whether a run goes on from a network that there is: its shape is to be among the settings that are
+    /// given.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
-    let steps = match given_steps(&config, images) {
-        Some(steps) => steps,
-        None => {
-            let step = pace * macs(&config) * batch as f64;
-            (FOR_STEPS * time.as_secs_f64() / step) as u64
+
+    /// Chooses settings for the images of `source`. `given` are the settings that go over them: what
+    /// they say is not chosen, and is taken into account. The smallest network is timed on some images, or the
+    /// one that is given.
+    ///
+    /// # Errors
+    /// When the settings that are given are not valid, or the images cannot be loaded.
+    pub fn choose(
+        &self,
+        source: &Arc<dyn Source>,
+        survey: &Survey,
+        given: &[Layer],
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Choice, RunError> {
+        let (name, table) = (self.name, Table::new());
+        let mut choosing = Choosing { recipe: self, given, table, reasons: Vec::new() };
+        let images = source.len();
+        choosing.set(&[format!("train.time={}", Time(TIME))]);
+        let config = choosing.config()?;
+        if let ObjectiveConfig::Distill(_) = config.objective {
+            return Err(ConfigError::Conflict(format!(
+                "recipe `{name}` chooses settings of a network that teaches itself, and not those of distillation\n\
+                 hint: take `--recipe distill`"
+            ))
+            .into());
         }
-    };
-    let momentum = at_least(&MOMENTUM, steps);
-    choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
-    if let Some(time) = config.train.time {
-        let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
-        choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
-    }
-    choosing.say(
-        "objective.head.out_dim",
-        "prototypes",
-        prototypes.to_string(),
-        &format!("for {}", counted(images, "image")),
-    );
-    choosing.say(
-        "objective.momentum_teacher",
-        "teacher",
-        format!("momentum {momentum}"),
-        &format!("for about {}", counted(steps as usize, "step")),
-    );
-    if steps < SHORT {
-        choosing.reasons.push(format!(
-            "a short run ({}): in its first thousand a network learns little",
-            counted(steps as usize, "step")
-        ));
-    }
-    if images < FEW {
-        choosing.reasons.push(format!(
-            "few images ({images}): a published network will serve most purposes better than one \
-             that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
-             `--init-from FILE` to go on from it)"
-        ));
-    }
-    if survey.has_no_up {
-        choosing.reasons.push(
-            "the images look the same after a quarter turn: if they have no up and down, \
-             `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"
-                .into(),
+        let time = config.train.time.map_or(TIME, |time| time.0);
+        choosing.set(&[
+            "optim.warmup=10%",
+            "optim.weight_decay_end=0.1",
+            "objective.freeze_last_layer=0",
+            "objective.head.norm_last_layer=true",
+            "checkpoint.every=10%",
+            "knn.every=10%",
+            "knn.k=10",
+            "views.local_counts=[4]",
+            "views.local_scale=[0.15, 0.5]",
+            "views.jitter.p=1.0",
+            "views.jitter.saturation=0.4",
+            "views.solarize.p=0.0",
+        ]);
+        if survey.is_gray {
+            choosing.set(&[
+                "views.grayscale=0.0",
+                "views.jitter.saturation=0.0",
+                "views.jitter.hue=0.0",
+            ]);
+            choosing.say("views.grayscale", "colors", "not changed".into(), "the images are gray");
+        }
+        let prototypes = at_least(&PROTOTYPES, images);
+        choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
+        let pace = network(&mut choosing, source, survey, time, stop)?;
+
+        weights(&mut choosing)?;
+        let batch = choosing.config()?.train.batch_size;
+        let rate = self.rate * (batch as f64 / 16.0).sqrt();
+        choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
+        let reason = match images / 8 {
+            0 => "there are few images",
+            eighth if eighth == batch => "an eighth of the images",
+            _ => "a small batch makes more steps",
+        };
+        choosing.say(
+            "train.batch_size",
+            "batch",
+            format!("{} a step", counted(batch, "image")),
+            reason,
         );
+        let config = choosing.config()?;
+        if survey.side > config.data.max_side {
+            choosing.say(
+                "data.max_side",
+                "images",
+                format!("shrunk to {} pixels as they are read", config.data.max_side),
+                &format!("they have about {}, and views {}", survey.side, config.views.global_size),
+            );
+        }
+        let steps = match given_steps(&config, images) {
+            Some(steps) => steps,
+            None => {
+                let step = pace * macs(&config) * batch as f64;
+                (FOR_STEPS * time.as_secs_f64() / step) as u64
+            }
+        };
+        let momentum = at_least(&MOMENTUM, steps);
+        choosing.set(&[format!("objective.momentum_teacher={momentum}")]);
+        if let Some(time) = config.train.time {
+            let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
+            choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
+        }
+        choosing.say(
+            "objective.head.out_dim",
+            "prototypes",
+            prototypes.to_string(),
+            &format!("for {}", counted(images, "image")),
+        );
+        choosing.say(
+            "objective.momentum_teacher",
+            "teacher",
+            format!("momentum {momentum}"),
+            &format!("for about {}", counted(steps as usize, "step")),
+        );
+        if steps < SHORT && !self.goes_on {
+            choosing.reasons.push(format!(
+                "a short run ({}): in its first thousand a network learns little",
+                counted(steps as usize, "step")
+            ));
+        }
+        if images < FEW && !self.goes_on {
+            choosing.reasons.push(format!(
+                "few images ({images}): a published network will serve most purposes better than one \
+                 that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
+                 `--init-from FILE` to go on from it)"
+            ));
+        }
+        if survey.has_no_up {
+            choosing.reasons.push(
+                "the images look the same after a quarter turn: if they have no up and down, \
+                 `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"
+                    .into(),
+            );
+        }
+        Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
     }
-    Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
 }
 
 /// Chooses how much both tasks count: on small maps a region has few others to be told from, and at
@@ -290,6 +341,10 @@ fn network(
     if is_given {
         let backbone = choosing.config()?.model.backbone;
         let (side, least) = (backbone.img_size() as u32, backbone.least_side() as u32);
+        let side = match choosing.recipe.goes_on {
+            true => (side.min(LARGEST) / least * least).max(least),
+            false => side,
+        };
         // As 96 to 224, in whole patches of usual networks, and no less than the network takes.
         let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
@@ -451,7 +506,8 @@ mod tests {
     fn chosen(source: &Arc<dyn Source>, given: &[&str]) -> (Config, Vec<String>) {
         let given: Vec<Layer> = given.iter().map(|text| parse_override(text).unwrap()).collect();
         let survey = Survey::of(&**source, &Conversion::default());
-        let Choice { layer, reasons } = choose(source, &survey, &given, &Arc::default()).unwrap();
+        let Choice { layer, reasons } =
+            named(NAME).unwrap().choose(source, &survey, &given, &Arc::default()).unwrap();
         let layers = [layer].into_iter().chain(given);
         (Config::resolve(layers.collect()).unwrap(), reasons)
     }
@@ -535,6 +591,59 @@ mod tests {
               `views.flip_vertical=0.5 views.rotate90=0.75` makes more of them"];
         assert!(reasons[0].starts_with("a short run (5 steps)"), "{reasons:?}");
         assert_eq!(reasons[1..], expected);
+    }
+
+    /// At a fifth of the rate, and without a word about beginning.
+    #[test]
+    fn going_on_is_slower() {
+        let given = |objective: &str| -> Vec<Layer> {
+            let texts = ["model.arch=swin_micro", "train.steps=50", objective];
+            texts.map(|text| parse_override(text).unwrap()).into()
+        };
+        let source = set(40, 40, [10, 20, 30]);
+        let survey = Survey::of(&*source, &Conversion::default());
+        let of_esvit = given("objective.name=esvit");
+        let [auto, adapt] = ["auto", "adapt"].map(|name| {
+            named(name).unwrap().choose(&source, &survey, &of_esvit, &Arc::default()).unwrap()
+        });
+        let rate = |choice: &Choice| {
+            let layers = [choice.layer.clone()].into_iter().chain(of_esvit.iter().cloned());
+            Config::resolve(layers.collect()).unwrap().optim.lr
+        };
+        assert!((rate(&auto) / rate(&adapt) - 5.0).abs() < 1e-9);
+        let warns = |choice: &Choice| {
+            let is_warning = |line: &String| line.starts_with("few") || line.starts_with("a short");
+            choice.reasons.iter().filter(|line| is_warning(line)).count()
+        };
+        assert_eq!([warns(&auto), warns(&adapt)], [2, 0]);
+        assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
+        assert_eq!(adapt.layer.origin, Origin::Recipe("adapt".into()));
+        assert!(named("esvit").is_none());
+
+        // Views are no larger than those of published runs, in whole patches.
+        let sides = ["auto", "adapt"].map(|name| {
+            let texts = [
+                "model.arch=custom",
+                "model.family=vit",
+                "model.img_size=266",
+                "model.patch_size=14",
+                "model.embed_dim=16",
+                "model.depth=1",
+                "model.num_heads=1",
+                "train.steps=1",
+            ];
+            let given = texts.map(|text| parse_override(text).unwrap());
+            let choose = named(name).unwrap();
+            let choice = choose.choose(&source, &survey, &given, &Arc::default()).unwrap();
+            let layers = [choice.layer].into_iter().chain(given);
+            Config::resolve(layers.collect()).unwrap().views.global_size
+        });
+        assert_eq!(sides, [266, 224]);
+
+        let distill = given("objective.name=distill");
+        let error = named("auto").unwrap().choose(&source, &survey, &distill, &Arc::default());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("hint: take `--recipe distill`"), "{error}");
     }
 
     #[test]

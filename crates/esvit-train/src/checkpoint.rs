@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::config::ConfigError;
 use crate::config_text::Origin;
 use crate::objective::StateTensor;
+use crate::objective::distill::TeacherRecord;
 use crate::run::ImageSet;
 use crate::{Config, Learner};
 
@@ -46,6 +47,12 @@ pub struct Metadata {
     /// The images that it was trained on; `None` in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<ImageSet>,
+    /// The frozen teacher that it learned from, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherRecord>,
+    /// Whether the run began from weights of a file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_weights: bool,
     /// Updates of every parameter by the optimizer, unless 0.
     updates: BTreeMap<String, u64>,
     /// The backbone, for readers without training code; None in older files.
@@ -111,6 +118,8 @@ impl Metadata {
             config: config.to_toml(),
             best,
             images: None,
+            teacher: config.objective.teacher_record(),
+            from_weights: false,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
                 model: config.model.backbone.clone(),

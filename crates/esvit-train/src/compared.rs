@@ -59,20 +59,21 @@ impl Learner {
         let kind = self.objective.teacher(at);
         let networks = (&self.network, &self.student, self.teacher.as_ref());
         let teacher = teacher_network(&kind, networks, [&teacher_ctx, &frozen_ctx]);
-        let seen = seen_by_teacher(&*self.objective, whole.views.len());
+        let at_hand = seen_by_teacher(&*self.objective, whole.views.len());
         let teacher = match teacher {
             None => None,
             Some((network, params, ctx)) => {
+                let seen = self.objective.teacher_input(whole);
                 let mut found = Vec::with_capacity(parts.len());
                 for part in &parts {
                     if stop() {
                         return None;
                     }
-                    let views = of_images(&whole.views[seen.clone()], part);
+                    let views = of_images(&seen, part);
                     found.push(features(network, params, &views, ctx, whose).view);
                 }
                 let features = view_features(by_view(&found, images));
-                let views = Views { total: seen.end, at_hand: seen };
+                let views = Views { total: at_hand.end, at_hand };
                 Some(Pass { params, features, ctx, views, batch: whole.images() })
             }
         };
@@ -129,7 +130,9 @@ impl Learner {
         });
         let statistics = ctx.into_statistics();
 
-        for part in &parts {
+        // Gradients of features go no further than to a backbone that does not learn.
+        let is_frozen = at.is_within(self.settings.freeze_backbone);
+        for part in parts.iter().filter(|_| !is_frozen) {
             if stop() {
                 return None;
             }
@@ -155,6 +158,7 @@ fn joined(parts: &[MicroBatch]) -> MicroBatch {
     MicroBatch {
         views: (0..views).map(view).collect(),
         labels: parts.iter().flat_map(|part| part.labels.iter().copied()).collect(),
+        samples: parts.iter().flat_map(|part| part.samples.iter().copied()).collect(),
     }
 }
 

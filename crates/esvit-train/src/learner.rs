@@ -7,19 +7,21 @@ use esvit_kernels::{buffer, profile};
 use esvit_nn::backbone::RowFeatures;
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
-use esvit_nn::params::ParamId;
+use esvit_nn::params::{ParamId, ParamSpec};
 use esvit_nn::{
     Collective, Device, ForwardCtx, Network, ParamGradients, Params, Solo, Tape, Tensor,
 };
 
 use crate::crop_chunks::CropChunks;
 use crate::objective::{
-    BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher, Views,
+    BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher,
+    Views, of_views,
 };
 use crate::optim::{self, ClipScope, Optimizer, OptimizerConfig, UpdateSettings};
+use crate::span::Span;
 
 /// Settings that are constant over a run.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LearnerSettings {
     /// The run's seed, for initialization and drop path.
     pub seed: u64,
@@ -33,6 +35,26 @@ pub struct LearnerSettings {
     pub crop_chunks: CropChunks,
     /// Saves only the inputs of branches and recomputes the rest in the backward pass.
     pub activation_checkpointing: bool,
+    /// Layer-wise decay of the learning rate, per block: see [`optim::layer_scale`]; 1 for none.
+    pub layer_decay: f64,
+    /// Phase at the start of the run in which heads alone learn. Backbones of student and teacher stay as
+    /// they are, to the bit, running statistics included.
+    pub freeze_backbone: Span,
+}
+
+impl Default for LearnerSettings {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            clip_grad: None,
+            clip_scope: ClipScope::default(),
+            precision: Precision::default(),
+            crop_chunks: CropChunks::default(),
+            activation_checkpointing: false,
+            layer_decay: 1.0,
+            freeze_backbone: Span::NONE,
+        }
+    }
 }
 
 /// Outcome of a step.
@@ -222,13 +244,29 @@ impl Learner {
             _ => None,
         };
         let teacher = self.teacher.as_mut().zip(ema);
-        let specs = self.network.specs().iter();
-        let lrs: Vec<f64> = specs.map(|spec| at.lr * self.objective.lr_scale(spec)).collect();
+        let (specs, blocks) = (self.network.specs(), self.network.backbone().blocks());
+        let decay = self.settings.layer_decay;
+        let scale = |spec: &ParamSpec| {
+            self.objective.lr_scale(spec) * optim::layer_scale(decay, blocks, &spec.part)
+        };
+        let lrs: Vec<f64> = specs.iter().map(|spec| at.lr * scale(spec)).collect();
         let update = UpdateSettings { lrs: &lrs, weight_decay: at.weight_decay };
+        // A mean of two equal values need not be that value.
+        let is_frozen = at.is_within(self.settings.freeze_backbone);
+        let [of_all, of_heads] = if is_frozen { [None, teacher] } else { [teacher, None] };
         profile::time("optimizer and teacher", 0, || {
-            self.optimizer.step(&mut self.student, teacher, &gradients.values, &scales, &update);
+            self.optimizer.step(&mut self.student, of_all, &gradients.values, &scales, &update);
+            if let Some((teacher, momentum)) = of_heads {
+                optim::follow_where(teacher, &self.student, momentum, is_of_head);
+            }
         });
-        let [student, teacher] = gradients.buffers;
+        let mut buffers = gradients.buffers;
+        if is_frozen {
+            for buffers in &mut buffers {
+                buffers.retain(|(id, _)| is_of_head(&specs[id.index()]));
+            }
+        }
+        let [student, teacher] = buffers;
         self.student.set_buffers(student);
         if let Some(params) = &mut self.teacher {
             params.set_buffers(teacher);
@@ -272,7 +310,11 @@ impl Learner {
             (&mut self.teacher, self.objective.teacher(at))
         {
             teacher_before = Some(teacher.clone());
-            optim::follow(teacher, &self.student, momentum);
+            if at.is_within(self.settings.freeze_backbone) {
+                optim::follow_where(teacher, &self.student, momentum, is_of_head);
+            } else {
+                optim::follow(teacher, &self.student, momentum);
+            }
         }
         Gradients {
             values: ParamGradients::new(self.network.specs(), &self.device()),
@@ -327,6 +369,7 @@ impl Learner {
         if sum.own > 1 && self.objective.compares_images() {
             return self.add_compared(sum, batch, at, stop);
         }
+        let is_frozen = at.is_within(self.settings.freeze_backbone);
         let precision = self.settings.precision;
         let images = batch.images();
         let collective = &self.collective;
@@ -340,14 +383,18 @@ impl Learner {
         let kind = self.objective.teacher(at);
         let networks = (&self.network, &self.student, self.teacher.as_ref());
         let teacher = teacher_network(&kind, networks, [&teacher_ctx, &frozen_ctx]);
-        let seen = seen_by_teacher(&*self.objective, batch.views.len());
+        let seen = match teacher {
+            Some(_) => self.objective.teacher_input(batch),
+            None => Vec::new(),
+        };
+        let at_hand = seen_by_teacher(&*self.objective, batch.views.len());
         let whose = self.objective.batch_statistics();
-        let teacher = teacher.map(|(network, params, ctx)| Pass {
+        let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
             params,
-            features: features(network, params, &batch.views[seen.clone()], ctx, whose),
+            features: features(network, params, &seen, ctx, whose),
             ctx,
-            views: Views { total: seen.end, at_hand: seen },
-            batch: images,
+            views: Views { total: at_hand.end, at_hand },
+            batch: seen[0].shape()[0],
         });
         self.objective.targets(batch, teacher, at, &*self.collective);
         let views = self.objective.student_views(batch, [at.step, index as u64]);
@@ -370,7 +417,8 @@ impl Learner {
                 .after(statistics);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
-            let params = self.student.tracked(&tape);
+            // What does not learn is not on the tape: no gradient is computed, and no activation saved.
+            let params = self.student.tracked_where(&tape, |spec| !is_frozen || is_of_head(spec));
             let features = features(&self.network, &params, &views[at_hand.clone()], &ctx, whose);
             let pass = Pass {
                 params: &params,
@@ -381,13 +429,21 @@ impl Learner {
             };
             let loss = self.objective.loss(pass, at, &*self.collective);
             let total = sum.losses.add_all(loss);
-            sum.values.add_backward(&tape, &params, &total);
+            // A loss of the backbone alone has nothing to learn from while that is frozen.
+            if total.is_tracked() {
+                sum.values.add_backward(&tape, &params, &total);
+            }
             statistics = ctx.into_statistics();
         }
         self.objective.end_micro_batch();
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
         true
     }
+}
+
+/// Whether a parameter belongs to a head.
+fn is_of_head(spec: &ParamSpec) -> bool {
+    !spec.part.is_backbone()
 }
 
 /// Of a teacher its network, its parameters and the context of its passes; `networks` are the network
@@ -408,8 +464,7 @@ pub(crate) fn teacher_network<'a>(
 
 /// Of so many views those that a teacher sees.
 pub(crate) fn seen_by_teacher(objective: &dyn Objective, views: usize) -> Range<usize> {
-    let seen = objective.teacher_views();
-    seen.start.min(views)..seen.end.min(views)
+    of_views(objective.teacher_views(), views)
 }
 
 /// View and region features of views.

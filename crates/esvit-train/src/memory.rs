@@ -46,7 +46,11 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
     };
     let seen = seen_by_teacher(&*objective, sizes.len());
-    let teacher_logits: f64 = sizes[seen].iter().map(|&side| heads(side).teacher_logits).sum();
+    let settings = config.objective.settings();
+    let teacher_logits: f64 =
+        sizes[seen.clone()].iter().map(|&side| heads(side).teacher_logits).sum();
+    let teacher: f64 =
+        sizes[seen].iter().map(|&side| settings.teacher_bytes(side, precision)).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
     ctx.activation_checkpointing = config.train.activation_checkpointing;
     let mut costs = BTreeMap::new();
@@ -86,7 +90,9 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         + (config.data.cache_mb << 20) as f64;
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
-    BASE + MARGIN * (state + activations.max(apart)) + loader + input + waiting
+    let teacher = micro_batch as f64 * teacher + settings.held_bytes();
+    let computed = MARGIN * (state + activations.max(apart) + teacher);
+    BASE + computed + loader + input + waiting
 }
 
 /// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
@@ -379,6 +385,34 @@ mod tests {
         assert_eq!(micro_batch(&small(), 1, None), 8);
         esvit(&mut config).head.use_bn_in_head = true;
         assert_eq!(micro_batch(&config, 2, Some(1.0)), 256);
+    }
+
+    /// A frozen teacher is there as values and packed, and its pass takes more the larger its views are.
+    #[test]
+    fn a_teacher_takes_memory() {
+        use crate::objective::distill::TeacherNetwork;
+        use esvit_nn::BackboneConfig;
+        let texts = [
+            "objective.name=distill",
+            "model.arch=swin_micro",
+            "views.global_size=32",
+            "views.local_counts=[0]",
+            "train.batch_size=8",
+        ];
+        let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+        let alone = Config::resolve(layers.into()).unwrap();
+        let taught = |size: usize| {
+            let shape = BackboneConfig::Vit(esvit_testing::tiny_vit());
+            let (_, specs) = shape.build(0.0);
+            let (params, path) = (esvit_testing::fill(&specs, 1), "teacher".into());
+            let teacher = TeacherNetwork::new(path, shape, params, size, [[0.5; 3], [0.2; 3]]);
+            let mut config = alone.clone();
+            config.attach_teacher(teacher.into()).unwrap();
+            (estimate(&config, 8), specs.parameters() as f64)
+        };
+        let (large, parameters) = taught(64);
+        assert!(large > estimate(&alone, 8) + 1.2 * 8.0 * parameters);
+        assert!(large > taught(32).0);
     }
 
     /// Exponentials of logits are made some rows at a time: of a large batch they take no more

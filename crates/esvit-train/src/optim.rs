@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use esvit_nn::ops::{self, Trust, Update, UpdateRule};
-use esvit_nn::params::{ParamList, ParamSpec, Role};
+use esvit_nn::params::{ParamList, ParamSpec, Part, Role};
 use esvit_nn::{Device, ParamGradients, Params, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -223,10 +223,33 @@ pub struct UpdateSettings<'a> {
 /// Moves a teacher towards the student, `teacher = momentum * teacher + (1 - momentum) * student`,
 /// running statistics excepted.
 pub fn follow(teacher: &mut Params, student: &Params, momentum: f64) {
+    follow_where(teacher, student, momentum, |_| true);
+}
+
+/// [`follow`] of some parameters; the others stay as they are, to the bit.
+pub fn follow_where(
+    teacher: &mut Params,
+    student: &Params,
+    momentum: f64,
+    follows: impl Fn(&ParamSpec) -> bool,
+) {
     let list = student.specs();
-    let all = (0..list.len()).filter(|&index| list[index].role != Role::Buffer);
+    let follows = |spec: &ParamSpec| spec.role != Role::Buffer && follows(spec);
+    let all = (0..list.len()).filter(|&index| follows(&list[index]));
     let ranges = all.map(|index| list.range(index));
     ops::ema_update(teacher.flat_mut(), student.flat(), momentum, ranges);
+}
+
+/// The factor of a part's learning rate under layer-wise decay, in a backbone of `blocks` blocks: heads and
+/// last norm have 1; each block has `decay` times the factor of the block after it, and the embedding comes
+/// before the first block (BEiT's grouping, applied to Swin as in SimMIM).
+pub fn layer_scale(decay: f64, blocks: usize, part: &Part) -> f64 {
+    let layers_after = match part {
+        Part::Embedding => blocks + 1,
+        Part::Block(block) => blocks - block,
+        Part::FinalNorm | Part::Head(_) | Part::StudentHead(_) => 0,
+    };
+    decay.powi(layers_after as i32)
 }
 
 /// What gradient clipping applies to.

@@ -106,6 +106,8 @@ pub const RECIPES: &[Recipe] = &[
     ),
     recipe!("densecl"),
     recipe!("supervised"),
+    recipe!("distill"),
+    recipe!("adapt"),
 ];
 
 /// Recipes of earlier versions.

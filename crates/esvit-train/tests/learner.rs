@@ -11,6 +11,12 @@ mod collective;
 #[path = "learner/compared.rs"]
 mod compared;
 
+#[path = "learner/distill.rs"]
+mod distill;
+
+#[path = "learner/layers.rs"]
+mod layers;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 
@@ -96,6 +102,8 @@ const SETTINGS: LearnerSettings = LearnerSettings {
     precision: Precision::F32,
     crop_chunks: CropChunks::All,
     activation_checkpointing: false,
+    layer_decay: 1.0,
+    freeze_backbone: Span::NONE,
 };
 
 fn learner_with_drop_path(

@@ -6,6 +6,8 @@
 mod checks;
 #[path = "run/compared.rs"]
 mod compared;
+#[path = "run/distill.rs"]
+mod distill;
 #[path = "run/failures.rs"]
 mod failures;
 #[path = "run/going_on.rs"]

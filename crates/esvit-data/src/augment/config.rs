@@ -220,6 +220,20 @@ impl ViewsConfig {
             .collect()
     }
 
+    /// Whether an image has one view, the same in every epoch: nothing of it is drawn.
+    pub fn is_deterministic(&self) -> bool {
+        let is_sure = |p: f64| p == 0.0 || p == 1.0;
+        let random = &self.randaugment;
+        self.sizes().len() == 1
+            && self.global_scale == [1.0; 2]
+            && [self.flip, self.flip_vertical, self.grayscale].into_iter().all(is_sure)
+            && self.rotate90 == 0.0
+            && self.jitter.p == 0.0
+            && self.blur.p_global1 == 0.0
+            && (random.ops == 0 || random.p == 0.0)
+            && self.erase.p == 0.0
+    }
+
     /// Checks all settings; the error names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let check = |good: bool, key: &str, value: &dyn std::fmt::Debug, need: &str| {
@@ -434,6 +448,41 @@ mod tests {
         for json in [r#"{"size": 3}"#, r#"{"blur": {"sigma": 1}}"#, r#"{"policy": "cutout"}"#] {
             assert!(serde_json::from_str::<ViewsConfig>(json).is_err(), "{json}");
         }
+    }
+
+    /// What is said to be the same in every epoch is, and each thing that is drawn makes it differ.
+    #[test]
+    fn views_without_anything_random() {
+        let one =
+            r#""policy": "basic", "global_count": 1, "local_counts": [0], "global_scale": [1, 1]"#;
+        let still = read(&format!("{{{one}, \"flip\": 0}}"));
+        assert!(still.is_deterministic());
+        let image = crate::augment::test_images::noise(50, 41, 1);
+        let view = |config: &ViewsConfig, epoch: u64| {
+            config.first_view(&image, 1, epoch, 3).unwrap().image.pixels().to_vec()
+        };
+        assert!((1..30).all(|epoch| view(&still, epoch) == view(&still, 0)));
+        for more in [r#""flip": 1"#, r#""flip": 0, "grayscale": 1, "flip_vertical": 1"#] {
+            let sure = read(&format!("{{{one}, {more}}}"));
+            assert!(sure.is_deterministic(), "{more}");
+            assert!((1..30).all(|epoch| view(&sure, epoch) == view(&sure, 0)), "{more}");
+        }
+        for more in [
+            r#""flip": 0.5"#,
+            r#""flip": 0, "flip_vertical": 0.5"#,
+            r#""flip": 0, "rotate90": 1"#,
+            r#""flip": 0, "jitter": {"p": 1}"#,
+            r#""flip": 0, "grayscale": 0.5"#,
+            r#""flip": 0, "blur": {"p_global1": 1}"#,
+            r#""flip": 0, "randaugment": {"ops": 1}"#,
+            r#""flip": 0, "erase": {"p": 0.5}"#,
+        ] {
+            let drawn = read(&format!("{{{one}, {more}}}"));
+            assert!(!drawn.is_deterministic(), "{more}");
+        }
+        let cropped = ViewsConfig { global_scale: [0.9, 1.0], ..still.clone() };
+        let two = ViewsConfig { global_count: 2, ..still.clone() };
+        assert!(!cropped.is_deterministic() && !two.is_deterministic());
     }
 
     #[test]

@@ -22,7 +22,8 @@ impl CropBox {
     /// A random crop of an image of `width` x `height`: its area is uniform in `scale` (a share of
     /// the image's), its width : height log-uniform in `ratio`.
     ///
-    /// If no attempt fits, the largest centered crop within `ratio`.
+    /// If no attempt fits, the largest centered crop within `ratio`. Of a `scale` of 1 alone it is that one
+    /// always: the whole image has no other place, but for rounding.
     pub fn random(
         width: u32,
         height: u32,
@@ -40,6 +41,9 @@ impl CropBox {
                 let (w, h) = (w as u32, h as u32);
                 let top = rng.below(u64::from(height - h) + 1) as u32;
                 let left = rng.below(u64::from(width - w) + 1) as u32;
+                if scale == [1.0; 2] {
+                    break;
+                }
                 return Self { left, top, width: w, height: h };
             }
         }
@@ -134,6 +138,22 @@ mod tests {
         assert_eq!((crop.width, crop.height), (1, 1));
         let crop = CropBox::random(9, 9, [0.003; 2], [1.0; 2], &mut Rng::new(1, [0; 3]));
         assert_eq!((crop.width, crop.height), (9, 9));
+    }
+
+    /// Rounding would let some tries of these fit.
+    #[test]
+    fn the_whole_image_has_one_place() {
+        for (size, ratio, expected) in [
+            ([24, 24], RATIO, [0, 0, 24, 24]),
+            ([25, 24], RATIO, [0, 0, 25, 24]),
+            ([101, 100], [1.0; 2], [0, 0, 100, 100]),
+            ([100, 103], [1.0; 2], [0, 1, 100, 100]),
+            ([60, 20], RATIO, [16, 0, 27, 20]),
+        ] {
+            let [left, top, width, height] = expected;
+            let expected = CropBox { left, top, width, height };
+            assert!(crops(size, [1.0; 2], ratio, 200).into_iter().all(|crop| crop == expected));
+        }
     }
 
     #[test]

@@ -20,11 +20,7 @@ pub fn learner(
 ) -> (Learner, ClassifierHead) {
     let mixup =
         settings.mixing().unwrap_or(MixupConfig { enabled: false, ..MixupConfig::default() });
-    let config = SupervisedConfig {
-        label_smoothing: settings.label_smoothing,
-        layer_decay: settings.layer_decay,
-        mixup,
-    };
+    let config = SupervisedConfig { label_smoothing: settings.label_smoothing, mixup };
     let device = backbone.params.device();
     let shape = &backbone.config;
     let (network, objective) = Network::new(shape, settings.drop_path, |scope, width| {
@@ -45,6 +41,7 @@ pub fn learner(
         clip_grad: Some(settings.clip_grad).filter(|&limit| limit > 0.0),
         clip_scope: ClipScope::Global,
         precision: settings.precision,
+        layer_decay: settings.layer_decay,
         ..LearnerSettings::default()
     };
     let kind = OptimizerKind::AdamW;

@@ -159,7 +159,7 @@ pub fn finetune(
                 };
                 let device = learner.device();
                 let views = vec![network_input(&batch.crops, 0..images, &normalization, &device)];
-                let batch = MicroBatch { views, labels: batch.labels };
+                let batch = MicroBatch { views, labels: batch.labels, samples: Vec::new() };
                 let result = pool::run(|| learner.step([batch], &at));
                 let loss = result.map_err(|error| not_finite(&error, step + 1, settings))?.loss;
                 loss_sum += f64::from(loss) * images as f64;

@@ -16,13 +16,14 @@ enum Change {
 use Change::{Epochs, Same};
 
 /// Old and new place.
-const MOVED: [(&str, &str, Change); 11] = [
+const MOVED: [(&str, &str, Change); 12] = [
     ("data.queue", "data.prefetch", Same),
     ("knn.max_pictures", "knn.max_images", Same),
     ("train.crops_per_pass", "train.crops_per_forward", Same),
     ("train.checkpoint_blocks", "train.activation_checkpointing", Same),
     ("optim.momentum_teacher", "objective.momentum_teacher", Same),
     ("optim.freeze_last_layer", "objective.freeze_last_layer", Same),
+    ("objective.layer_decay", "optim.layer_decay", Same),
     ("head", "objective.head", Same),
     ("optim.warmup_epochs", "optim.warmup", Epochs),
     ("objective.warmup_teacher_temp_epochs", "objective.teacher_temp_warmup", Epochs),

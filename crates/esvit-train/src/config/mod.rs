@@ -5,6 +5,7 @@ pub mod listing;
 mod tables;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use esvit_data::{Policy, Preprocess, ViewsConfig};
 use esvit_nn::zoo::CUSTOM;
@@ -16,6 +17,7 @@ use toml::{Table, Value};
 use crate::auto;
 use crate::config_text::{self, Layer, Origin, Schema};
 use crate::crop_chunks::CropChunks;
+use crate::objective::distill::TeacherNetwork;
 use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
 use crate::recipe;
 use tables::{above_zero, at_least_one};
@@ -242,6 +244,26 @@ impl Config {
             };
             self.objective.settings().build(scope, &setup)
         })
+    }
+
+    /// Takes a network for the teacher of a student with these settings. Objectives without a frozen
+    /// teacher pass it over.
+    ///
+    /// # Errors
+    /// When it cannot see the run's views.
+    pub fn attach_teacher(&mut self, teacher: Arc<TeacherNetwork>) -> Result<(), ConfigError> {
+        match &mut self.objective {
+            ObjectiveConfig::Distill(config) => Ok(config.attach(teacher, &self.views)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that all is there that training needs besides valid settings, such as a teacher.
+    ///
+    /// # Errors
+    /// Names the setting that lacks something.
+    pub fn check_ready(&self) -> Result<(), ConfigError> {
+        Ok(self.objective.settings().check_ready().map_err(|error| error.within("objective"))?)
     }
 
     /// Checks each table, then their combinations.

@@ -191,6 +191,12 @@ settings! {
         pub clip_grad: Option<f64> = Some(3.0),
         /// Clips each `tensor` by its own norm, as in the official code, or by the `global` norm.
         pub clip_scope: ClipScope = ClipScope::Tensor,
+        /// Layer-wise decay of the learning rate: each block has this times the rate of the block after
+        /// it, heads and last norm have the whole. 1 for none.
+        pub layer_decay: f64 = 1.0,
+        /// Length at the start during which the backbone is frozen and heads alone learn: `1 epoch`,
+        /// `500 steps` or `10%`. One that is longer than the run becomes a tenth of it.
+        pub freeze_backbone: Span = Span::NONE,
     }
 }
 
@@ -386,7 +392,9 @@ impl OptimConfig {
         let has_buffer = self.name != OptimizerKind::AdamW;
         let need = "`adamw` has no momentum buffer\n\
                     hint: choose `optim.name=sgd`, `lars` or `larc`";
-        check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)
+        check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)?;
+        let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
+        check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)
     }
 }
 

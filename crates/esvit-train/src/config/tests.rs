@@ -3,6 +3,7 @@
 use super::*;
 use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
+use crate::objective::distill::DistillSettings;
 use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
@@ -152,6 +153,7 @@ fn settings_in_their_old_tables_are_read() {
     for [old, new] in [
         ["optim.momentum_teacher=0.9", "objective.momentum_teacher=0.9"],
         ["optim.freeze_last_layer=3", "objective.freeze_last_layer=3"],
+        ["objective.layer_decay=0.7", "optim.layer_decay=0.7"],
         ["head.out_dim=7", "objective.head.out_dim=7"],
         ["head.hidden_dim=7", "objective.head.hidden_dim=7"],
         ["head.bottleneck_dim=7", "objective.head.bottleneck_dim=7"],
@@ -213,7 +215,7 @@ fn layers_decide_about_the_objective() {
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
     let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `mocov2`, `mocov3`, \
-                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`";
+                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, `distill`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -338,6 +340,11 @@ fn every_setting_has_its_bounds() {
         ("optim.clip_grad=1e-7", "optim.clip_grad=1e-6"),
         ("optim.clip_grad=-1.0", "optim.clip_grad=none"),
         ("optim.clip_grad=inf", "optim.clip_grad=1e6"),
+        ("optim.layer_decay=0.0", "optim.layer_decay=1e-3"),
+        ("optim.layer_decay=1.1", "optim.layer_decay=1.0"),
+        ("optim.layer_decay=nan", "optim.layer_decay=0.75"),
+        ("optim.freeze_backbone=-1.0", "optim.freeze_backbone=0.0"),
+        ("optim.freeze_backbone=101%", "optim.freeze_backbone=100%"),
         ("train.device=gpu", "train.device=cpu"),
         ("train.device=cpu:1", "train.device=cpu:0"),
         ("views.global_count=1", "views.global_count=2"),
@@ -350,8 +357,6 @@ fn every_setting_has_its_bounds() {
     for (refused, allowed) in [
         ("objective.label_smoothing=1.0", "objective.label_smoothing=0.99"),
         ("objective.label_smoothing=-0.1", "objective.label_smoothing=0.0"),
-        ("objective.layer_decay=0.0", "objective.layer_decay=1e-3"),
-        ("objective.layer_decay=1.1", "objective.layer_decay=1.0"),
         ("objective.mixup.mixup_alpha=0.0", "objective.mixup.mixup_alpha=0.01"),
         ("views.global_count=0", "views.global_count=1"),
     ] {
@@ -453,6 +458,55 @@ fn recipes_of_other_objectives_are_the_published_ones() {
         let has_own = ["mocov3_resnet50", "simclr", "byol", "swav_256"].contains(&name);
         assert_eq!(is_default, !has_own, "{name}");
     }
+}
+
+#[test]
+fn settings_of_distillation_have_their_bounds() {
+    let name = "objective.name=distill";
+    for (refused, allowed) in [
+        ("objective.student_temp=1e-4", "objective.student_temp=1e-3"),
+        ("objective.teacher_temp=1001.0", "objective.teacher_temp=1000.0"),
+        ("objective.prototypes=1", "objective.prototypes=2"),
+        ("objective.prototypes=4194305", "objective.prototypes=4194304"),
+        ("objective.teacher_size=0", "objective.teacher_size=1"),
+        ("objective.teacher_size=4097", "objective.teacher_size=auto"),
+        ("objective.weights={view=0.0,region=0.0}", "objective.weights={view=0.0,region=1.0}"),
+        ("objective.loss=l1", "objective.loss=mse"),
+        ("views.global_count=0", "views.global_count=1"),
+    ] {
+        let key = refused.split('=').next().unwrap();
+        let error = resolve(&[name, refused]).expect_err(refused).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{refused}: {error}");
+        let config = resolve(&[name, allowed]).expect(allowed);
+        assert_eq!(Config::parse(&config.to_toml(), Origin::Defaults).unwrap(), config);
+    }
+    let without = resolve(&[name]).unwrap();
+    let error = without.check_ready().unwrap_err().to_string();
+    assert!(error.starts_with("`objective.teacher` is none: "), "{error}");
+    assert!(resolve(&[]).unwrap().check_ready().is_ok());
+}
+
+/// What docs/recipes.md says of the two.
+#[test]
+fn recipes_that_go_on_from_a_network() {
+    let adapt = recipe("adapt");
+    let optim = OptimConfig {
+        layer_decay: 0.75,
+        freeze_backbone: Span::Percent(10.0),
+        warmup: Span::Percent(20.0),
+        weight_decay: 0.04,
+        weight_decay_end: 0.04,
+        ..OptimConfig::default()
+    };
+    assert_eq!(adapt, Config { optim, ..Config::default() });
+
+    let distill = recipe("distill");
+    let ObjectiveConfig::Distill(objective) = &distill.objective else { panic!("{distill:?}") };
+    assert_eq!(objective.settings, DistillSettings::default());
+    assert_eq!((distill.views.sizes(), distill.views.policy), (vec![224], Policy::MocoV2));
+    assert_eq!(distill.views.global_scale, [0.2, 1.0]);
+    assert_eq!((distill.train.batch_size, distill.train.epochs), (256, Some(100)));
+    assert_eq!(distill.optim.warmup, Span::Percent(5.0));
 }
 
 #[test]
@@ -584,6 +638,8 @@ fn defaults_are_the_published_settings() {
         weight_decay_end: 0.4,
         clip_grad: Some(3.0),
         clip_scope: ClipScope::Tensor,
+        layer_decay: 1.0,
+        freeze_backbone: Span::NONE,
     };
     assert_eq!(config.optim, optim);
     let train = TrainConfig {
@@ -698,7 +754,6 @@ fn the_supervised_recipe_is_the_published_one() {
     let config = recipe("supervised");
     let objective = SupervisedConfig {
         label_smoothing: 0.1,
-        layer_decay: 1.0,
         mixup: MixupConfig {
             enabled: true,
             mixup_alpha: 0.8,

@@ -13,6 +13,7 @@ use toml::Table;
 
 use super::byol::ByolConfig;
 use super::densecl::DenseClConfig;
+use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
 use super::moby::MobyConfig;
 use super::mocov2::MocoV2Config;
@@ -52,6 +53,14 @@ pub trait ObjectiveSettings: Debug {
     /// Names the first invalid one.
     fn validate(&self) -> Result<(), SettingError>;
 
+    /// Checks that all is there that training needs besides valid settings. Keys are relative to the table.
+    ///
+    /// # Errors
+    /// Names the first setting that lacks something.
+    fn check_ready(&self) -> Result<(), SettingError> {
+        Ok(())
+    }
+
     /// Registers the heads and makes the objective.
     fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective>;
 
@@ -73,6 +82,21 @@ pub trait ObjectiveSettings: Debug {
     /// Bytes of the objective's state, such as a queue.
     fn state_memory(&self) -> f64 {
         0.0
+    }
+
+    /// Bytes that it holds over the whole run, besides student, EMA teacher and state.
+    fn held_bytes(&self) -> f64 {
+        0.0
+    }
+
+    /// Bytes that a teacher of another network takes for a student's view of one image, of `side` pixels.
+    fn teacher_bytes(&self, _side: usize, _precision: Precision) -> f64 {
+        0.0
+    }
+
+    /// What the log says at the start of a run on so many images.
+    fn remarks(&self, _images: usize) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether the signals of a batch, by name, look collapsed. One batch is weak evidence: see
@@ -198,6 +222,18 @@ objectives! {
     DenseCl(DenseClConfig) = "densecl",
     /// Classification with labels.
     Supervised(SupervisedConfig) = "supervised",
+    /// Distillation from a frozen teacher.
+    Distill(DistillConfig) = "distill",
+}
+
+impl ObjectiveConfig {
+    /// What a run records of a teacher that is another network, if it has one.
+    pub fn teacher_record(&self) -> Option<TeacherRecord> {
+        match self {
+            Self::Distill(config) => config.teacher().map(|teacher| teacher.record()),
+            _ => None,
+        }
+    }
 }
 
 impl Describe for ObjectiveConfig {

@@ -13,6 +13,7 @@
 pub mod byol;
 mod config;
 pub mod densecl;
+pub mod distill;
 pub mod esvit;
 mod health;
 pub mod infonce;
@@ -92,12 +93,14 @@ pub struct MicroBatch {
     pub views: Vec<Tensor>,
     /// Classes of the images; empty unless [`ObjectiveSettings::needs_labels`].
     pub labels: Vec<u32>,
+    /// Index of every image in its source; empty for images without one.
+    pub samples: Vec<u64>,
 }
 
 impl MicroBatch {
     /// Views without labels.
     pub fn unlabeled(views: Vec<Tensor>) -> Self {
-        Self { views, labels: Vec::new() }
+        Self { views, labels: Vec::new(), samples: Vec::new() }
     }
 
     /// Number of images, B.
@@ -162,6 +165,11 @@ pub enum BatchStatistics {
     PerSize,
     /// Those of every view, as in MoCo and BYOL.
     PerView,
+}
+
+/// Of so many views those of a range.
+pub(crate) fn of_views(range: Range<usize>, count: usize) -> Range<usize> {
+    range.start.min(count)..range.end.min(count)
 }
 
 /// Which of an image's views are in a forward pass.
@@ -281,6 +289,12 @@ pub trait Objective: Any + Debug + Send {
         false
     }
 
+    /// What the teacher sees of a micro-batch, each `[B', 3, H, W]`: its [`Objective::teacher_views`], unless
+    /// the objective says otherwise. Without a view there is no pass. Where images are compared it sees all.
+    fn teacher_input(&mut self, batch: &MicroBatch) -> Vec<Tensor> {
+        batch.views[of_views(self.teacher_views(), batch.views.len())].to_vec()
+    }
+
     /// Parameters that do not learn in a step; their moments do not change either.
     fn frozen(&self, _at: &StepInfo) -> Vec<ParamId> {
         Vec::new()
@@ -299,7 +313,7 @@ pub trait Objective: Any + Debug + Send {
     fn abandon_step(&mut self, _student: &mut Params) {}
 
     /// Prepares the targets of a micro-batch, without a gradient. `teacher` has the teacher's pass
-    /// over the [`Objective::teacher_views`], if there is a teacher.
+    /// over [`Objective::teacher_input`], if there is a teacher and something for it to see.
     fn targets(
         &mut self,
         batch: &MicroBatch,

@@ -2,7 +2,7 @@
 
 use esvit_nn::layers::Linear;
 use esvit_nn::ops::{Activation, Precision};
-use esvit_nn::params::{ParamSpec, Part, Scope};
+use esvit_nn::params::Scope;
 use esvit_nn::{Collective, Device, ForwardCtx, Params, Tensor};
 use esvit_settings::{SettingError, check, settings};
 
@@ -15,8 +15,6 @@ settings! {
     pub struct SupervisedConfig {
         /// Label smoothing.
         pub label_smoothing: f64 = 0.1,
-        /// Layer-wise decay of the learning rate, per block.
-        pub layer_decay: f64 = 1.0,
         /// Mixup and CutMix of images and labels.
         pub mixup: MixupConfig = MixupConfig { enabled: true, ..MixupConfig::default() },
     }
@@ -31,8 +29,6 @@ impl ObjectiveSettings for SupervisedConfig {
         let share = (0.0..1.0).contains(&self.label_smoothing);
         let need = "it must be at least 0 and below 1";
         check(share, "label_smoothing", self.label_smoothing, need)?;
-        let decays = 0.0 < self.layer_decay && self.layer_decay <= 1.0;
-        check(decays, "layer_decay", self.layer_decay, "it must be above 0 and at most 1")?;
         self.mixup.validate("mixup")
     }
 
@@ -86,8 +82,6 @@ pub struct Supervised {
     config: SupervisedConfig,
     head: ClassifierHead,
     seed: u64,
-    /// Blocks of the backbone.
-    blocks: usize,
     /// Targets `[B, classes]` of every view of the micro-batch at hand.
     targets: Option<Vec<Tensor>>,
 }
@@ -96,8 +90,7 @@ impl Supervised {
     /// Registers the classifier.
     pub fn new(config: &SupervisedConfig, scope: &mut Scope<'_>, setup: &Setup) -> Self {
         let head = ClassifierHead::new(scope, setup.width, setup.classes);
-        let (config, seed, blocks) = (config.clone(), setup.seed, setup.blocks);
-        Self { config, head, seed, blocks, targets: None }
+        Self { config: config.clone(), head, seed: setup.seed, targets: None }
     }
 
     /// The classifier.
@@ -113,18 +106,6 @@ impl Objective for Supervised {
 
     fn teacher(&self, _at: &StepInfo) -> Teacher {
         Teacher::None
-    }
-
-    /// Classifier and last norm have 1; each block has `layer_decay` times the factor of the block
-    /// after it, and the patch embedding comes before the first block (BEiT's grouping, applied to
-    /// Swin as in SimMIM).
-    fn lr_scale(&self, spec: &ParamSpec) -> f64 {
-        let layers_after = match &spec.part {
-            Part::Embedding => self.blocks + 1,
-            Part::Block(block) => self.blocks - block,
-            Part::FinalNorm | Part::Head(_) | Part::StudentHead(_) => 0,
-        };
-        self.config.layer_decay.powi(layers_after as i32)
     }
 
     fn targets(

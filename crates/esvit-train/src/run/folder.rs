@@ -8,6 +8,7 @@ use esvit_data::Folders;
 use esvit_files::{FileError, read_text};
 
 use crate::Config;
+use crate::objective::ObjectiveConfig;
 
 use super::lock::{LOCK, LockError, RunLock};
 
@@ -150,12 +151,24 @@ impl RunFolder {
         folder.file_name().is_some_and(|name| within.contains(&name)).then(|| run.into())
     }
 
-    /// Finds images whose relative paths are meant from where the run was started, and are not there
-    /// from here.
+    /// Finds images, and a teacher, whose relative paths are meant from where the run was started, and are not
+    /// there from here. A teacher is also looked for beside the run, where both may have moved.
     pub fn find_images(&self, config: &mut Config) {
         let environment = read_text(&self.file("env.json")).unwrap_or_default();
         let environment: serde_json::Value = serde_json::from_str(&environment).unwrap_or_default();
-        let Some(start) = environment["folder"].as_str().map(Path::new) else { return };
+        let start = environment["folder"].as_str().map(Path::new);
+        if let ObjectiveConfig::Distill(config) = &mut config.objective
+            && let Some(teacher) = &mut config.settings.teacher
+            && teacher.is_relative()
+            && !teacher.exists()
+        {
+            let run = self.path.canonicalize().unwrap_or_default();
+            let mut places = start.into_iter().chain(run.ancestors().skip(1));
+            if let Some(found) = places.find(|place| place.join(&*teacher).exists()) {
+                *teacher = found.join(&*teacher);
+            }
+        }
+        let Some(start) = start else { return };
         let found = |path: &PathBuf| {
             let from_start = start.join(path);
             let is_moved = path.is_relative() && !path.exists() && from_start.exists();

@@ -26,9 +26,10 @@ pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use plan::Plan;
 pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
+use crate::objective::distill::TeacherRecord;
 use crate::span::RunLength;
 use esvit_files::FileError;
 use session::Session;
@@ -75,7 +76,7 @@ pub struct Options<'a> {
     /// Measures the k-NN accuracy of the teacher, or of the student if there is none.
     pub knn: Option<&'a mut Check<'a, KnnAccuracy>>,
     /// Measures, before the first step too, how often the other crop of an image is found. It
-    /// chooses the best checkpoint where there is no k-NN accuracy.
+    /// chooses the best checkpoint where there is no k-NN accuracy; weights that a run begins with count as one.
     pub retrieval: Option<&'a mut Check<'a, Retrieval>>,
 }
 
@@ -160,6 +161,8 @@ pub struct Outcome {
     pub knn: Option<KnnMetrics>,
     /// How often the other crop of an image was found before the first step of the run, and at last.
     pub retrieval: Option<[RetrievalMetrics; 2]>,
+    /// The best check of the run, of all sessions. Of step 0 it is that of the weights which it began with.
+    pub best: Option<Best>,
     /// Time spent in steps, in this session.
     pub training: Duration,
     /// Number of images left out.
@@ -251,6 +254,19 @@ pub enum RunError {
         /// The reason.
         source: CheckpointError,
     },
+    /// The teacher is not the one that the run began with.
+    #[error(
+        "`{path}` is not the teacher that this run learned from: its tensors are {found}, and those of \
+         `{before}` were {expected}\n\
+         hint: name the file that taught it with `--teacher PATH`, or start a new run",
+        path = found.path, found = found.tensors, before = expected.path, expected = expected.tensors
+    )]
+    OtherTeacher {
+        /// The teacher now.
+        found: TeacherRecord,
+        /// The one that the run recorded.
+        expected: TeacherRecord,
+    },
     /// An update has made values that are no finite numbers.
     #[error(
         "the weights after step {step} are not finite numbers and are not saved; the last good \
@@ -295,6 +311,7 @@ pub fn plan(
     source: &Arc<dyn Source>,
     collective: &Arc<dyn Collective>,
 ) -> Result<Plan, RunError> {
+    config.check_ready()?;
     let config = &settled(config, &**source, collective.world());
     let loader = plan::loader(config, source.clone(), &**collective)?;
     let device = config.train.device.parse()?;
@@ -322,6 +339,7 @@ pub fn run_length(
 /// # Errors
 /// [`RunError`] has a hint; checkpoints written before the error stay intact.
 pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunError> {
+    config.check_ready()?;
     let Options { source, collective, stop, .. } = &options;
     let given = config.train.batch_size;
     let config = settled(config, &**source, collective.world());

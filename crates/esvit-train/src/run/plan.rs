@@ -208,6 +208,8 @@ pub(super) fn learner(
         precision: config.train.precision(),
         crop_chunks: config.crop_chunks(),
         activation_checkpointing: config.train.activation_checkpointing,
+        layer_decay: config.optim.layer_decay,
+        freeze_backbone: config.optim.freeze_backbone,
     };
     let optimizer = config.optim.optimizer();
     let learner = Learner::new(network, objective, optimizer, settings, device);
@@ -251,7 +253,7 @@ mod tests {
     fn unusual_supervised() -> Config {
         // Images are mixed by default.
         let mixup = MixupConfig { enabled: false, ..mixup() };
-        let config = SupervisedConfig { label_smoothing: 0.2, layer_decay: 0.75, mixup };
+        let config = SupervisedConfig { label_smoothing: 0.2, mixup };
         Config { objective: ObjectiveConfig::Supervised(config), ..unusual() }
     }
 
@@ -335,6 +337,8 @@ mod tests {
                 weight_decay_end: 0.5,
                 clip_grad: Some(2.0),
                 clip_scope: ClipScope::Global,
+                layer_decay: 0.75,
+                freeze_backbone: Span::Steps(2),
             },
             train: TrainConfig {
                 epochs: Some(4),
@@ -633,6 +637,8 @@ mod tests {
                 precision: Precision::Bf16,
                 crop_chunks: CropChunks::Crops(3),
                 activation_checkpointing: true,
+                layer_decay: 0.75,
+                freeze_backbone: Span::Steps(2),
             };
             assert_eq!(learner.settings, expected);
             let expected = OptimizerConfig {

@@ -43,6 +43,8 @@ pub(super) struct Session<'a> {
     plan: Plan,
     collapse: CollapseDetector,
     best: Option<Best>,
+    /// Whether the run began from weights, which are then measured as a checkpoint is.
+    from_weights: bool,
     newest: PathBuf,
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
@@ -64,7 +66,8 @@ impl<'a> Session<'a> {
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
-        let Started { learner, first_step, best, newest, moved, mut notes } = started;
+        let Started { learner, first_step, best, newest, moved, from_weights, mut notes } = started;
+        notes.extend(config.objective.settings().remarks(source.len()));
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
             let steps = steps_within(time.0, &step, loader.steps_per_epoch());
             notes.push(format!("{steps} steps of {:.3} s fit {time}", step.later.as_secs_f64()));
@@ -101,6 +104,7 @@ impl<'a> Session<'a> {
             plan,
             collapse: CollapseDetector::default(),
             best: best.filter(|best| best.by == measure),
+            from_weights,
             saved: (!newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
@@ -120,7 +124,10 @@ impl<'a> Session<'a> {
             self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
         }
-        if first_step == 0 && self.found[0].is_none() && self.plan.knn_every.is_some() {
+        let is_unknown =
+            if self.from_weights { self.best.is_none() } else { self.found[0].is_none() };
+        let is_measured = first_step == 0 && is_unknown && self.plan.knn_every.is_some();
+        if is_measured && !self.from_weights {
             self.find_crops(first_step)?;
         }
         if self.newest.as_os_str().is_empty() {
@@ -129,6 +136,11 @@ impl<'a> Session<'a> {
             if self.is_first() {
                 self.folder.keep_only(&self.newest)?;
             }
+        }
+        // Weights to begin with are measured when they are safe in a checkpoint, and are the best so far.
+        if is_measured && self.from_weights && self.check(first_step)? {
+            self.save(first_step)?;
+            self.folder.mark_best(&self.newest)?;
         }
         let mut window = LogWindow::default();
         let mut epoch_loss = Mean::default();
@@ -374,7 +386,10 @@ impl<'a> Session<'a> {
 
     fn metadata(&self, step: u64) -> Metadata {
         let epoch = self.plan.epochs_done(step);
-        Metadata::new(step, epoch, &self.config, self.best).with_images(&self.images)
+        let metadata = Metadata::new(step, epoch, &self.config, self.best);
+        let mut metadata = metadata.with_images(&self.images);
+        metadata.from_weights = self.from_weights;
+        metadata
     }
 
     fn save(&mut self, step: u64) -> Result<(), RunError> {
@@ -421,6 +436,7 @@ impl<'a> Session<'a> {
             checkpoint: self.newest.clone(),
             knn: self.last_knn,
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
+            best: self.best,
             training,
             broken: loader.broken().len(),
         }
@@ -441,7 +457,7 @@ pub(super) fn micro_batch(
     let label = |&sample: &u64| source.label(sample as usize).unwrap_or(0);
     let needs_labels = config.objective.settings().needs_labels();
     let labels = if needs_labels { batch.samples.iter().map(label).collect() } else { Vec::new() };
-    MicroBatch { views, labels }
+    MicroBatch { views, labels, samples: batch.samples.clone() }
 }
 
 /// The machine and command of a run, and of those that went on with it.

@@ -64,6 +64,7 @@ pub fn step_time(
     stop: &Arc<AtomicBool>,
     timed: Duration,
 ) -> Result<StepTime, RunError> {
+    config.check_ready()?;
     let config = settled(config, &**source, collective.world());
     let device: Device = config.train.device.parse()?;
     let classes = source.classes().len();

@@ -12,6 +12,7 @@ use super::{RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
 use crate::config::Config;
+use crate::objective::distill::TeacherRecord;
 
 /// The state at the start of a run.
 pub(super) struct Started {
@@ -23,6 +24,8 @@ pub(super) struct Started {
     pub(super) newest: PathBuf,
     /// How steps are numbered anew, if they are.
     pub(super) moved: Option<Renumbering>,
+    /// Whether the run began from weights.
+    pub(super) from_weights: bool,
     /// Remarks for the log.
     pub(super) notes: Vec<String>,
 }
@@ -62,6 +65,7 @@ impl Started {
             best: None,
             newest: PathBuf::new(),
             moved: None,
+            from_weights: matches!(start, Start::InitFrom { .. }),
             notes: Vec::new(),
         };
         let is_first = collective.rank() == 0;
@@ -111,11 +115,19 @@ impl Started {
         config: &Config,
         images: &ImageSet,
     ) -> Result<(), RunError> {
+        let mut teacher = None;
         let loaded = from_file(path, |file| {
-            self.first_step = file.run()?.step;
+            let metadata = file.run()?;
+            (self.first_step, teacher) = (metadata.step, metadata.teacher.clone());
             file.continue_from(&mut self.learner)
         })?;
         self.notes.push(describe("the state", path, &loaded));
+        if let Err(RunError::OtherTeacher { found, expected }) = same_teacher(teacher, config) {
+            self.notes.push(format!(
+                "the teacher is `{}` (tensors {}) instead of `{}` ({})",
+                found.path, found.tensors, expected.path, expected.tensors
+            ));
+        }
         let total = plan::length(config, images.steps_per_epoch).total_steps;
         if config.train.time.is_none() && self.first_step >= total {
             let (done, length) = (self.first_step, config.train.length());
@@ -161,6 +173,9 @@ impl Started {
         config: &mut Config,
         images: &ImageSet,
     ) -> Result<(), RunError> {
+        // Before anything is restored: heads of another width would look like damage.
+        let recorded = |path: PathBuf| Checkpoint::open(&path).ok()?.metadata?.teacher;
+        same_teacher(folder.list()?.into_iter().find_map(|(_, path)| recorded(path)), config)?;
         let Some((path, metadata)) = self.restore_newest(folder)? else {
             let step = last_step(&folder.file("metrics.jsonl"));
             if step > 0 {
@@ -171,6 +186,7 @@ impl Started {
             return Ok(());
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
+        self.from_weights = metadata.from_weights;
         let is_first = self.learner.collective.rank() == 0;
         if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {
             // The process may have been killed after writing and before marking it.
@@ -234,6 +250,16 @@ impl Started {
         }
         (self.first_step, self.moved) = (step, Some(moved));
         Ok(())
+    }
+}
+
+/// Compares the teacher with the one that a run has recorded.
+fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), RunError> {
+    match (config.objective.teacher_record(), recorded) {
+        (Some(found), Some(expected)) if found.tensors != expected.tensors => {
+            Err(RunError::OtherTeacher { found, expected })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -426,3 +426,31 @@ fn batch_statistics_of_every_view() {
     let (found, moved) = loss(&views);
     assert!(found.is_finite() && moved > 10);
 }
+
+/// A frozen backbone stays to the bit with every objective, however a step is cut; heads learn.
+#[test]
+fn frozen_backbones_stay() {
+    let at = StepInfo { run: RunLength { total_steps: 10, steps_per_epoch: 5 }, ..STEP };
+    let (halves, whole) = halves();
+    for (name, new) in ALL {
+        for batches in [&halves[..], &whole] {
+            let mut learner = new();
+            learner.settings.freeze_backbone = Span::Steps(at.step + 1);
+            let networks = |learner: &Learner| -> Vec<Params> {
+                [&learner.student].into_iter().chain(&learner.teacher).cloned().collect()
+            };
+            let before = networks(&learner);
+            learner.step(batches.to_vec(), &at).unwrap();
+            let mut moved = 0;
+            for (old, new) in before.iter().zip(networks(&learner)) {
+                for (index, spec) in learner.network.specs().iter().enumerate() {
+                    let stays =
+                        old.value(index).to_vec::<f32>() == new.value(index).to_vec::<f32>();
+                    assert!(stays || !spec.part.is_backbone(), "{name}: {}", spec.name);
+                    moved += usize::from(!stays);
+                }
+            }
+            assert!(moved > 0, "{name}");
+        }
+    }
+}

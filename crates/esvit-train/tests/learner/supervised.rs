@@ -1,6 +1,5 @@
-//! Supervised training: its loss and gradient by hand, and its rates.
+//! Supervised training: its loss and gradient by hand.
 
-use esvit_nn::params::{ParamSpec, Part};
 use esvit_train::objective::supervised::{Supervised, SupervisedConfig};
 use esvit_train::objective::{Chunking, ObjectiveSettings, Teacher};
 
@@ -33,7 +32,7 @@ fn labeled(labels: &[u32]) -> MicroBatch {
 }
 
 fn plain(label_smoothing: f64) -> SupervisedConfig {
-    SupervisedConfig { label_smoothing, mixup: MixupConfig::default(), layer_decay: 1.0 }
+    SupervisedConfig { label_smoothing, mixup: MixupConfig::default() }
 }
 
 /// Logits of all views, `[4 * images][classes]`, by hand from features and the classifier's values.
@@ -133,40 +132,6 @@ fn labels_are_mixed_with_their_images() {
         let result = learner.step([labeled(&labels)], &STEP).unwrap();
         assert_close("mixed, one at a time", &[result.loss], &[expected], 1e-5);
     }
-}
-
-/// Each block learns at half the rate of the block after it.
-#[test]
-fn rates_decay_by_block() {
-    let BackboneConfig::Swin(swin) = tiny_backbone() else { panic!("a Swin") };
-    let backbone = BackboneConfig::Swin(SwinConfig { depths: vec![1, 2], ..swin });
-    let config = SupervisedConfig { layer_decay: 0.5, ..plain(0.0) };
-    let learner = supervised(&config, &backbone);
-    let mut found = 0;
-    let mut check = |spec: &ParamSpec, expected: f64| {
-        assert_eq!(learner.objective.lr_scale(spec), expected, "{}", spec.name);
-        found += 1;
-    };
-    for spec in learner.network.specs().iter() {
-        for (start, expected) in [
-            ("patch_embed.", 0.0625),
-            ("layers.0.blocks.0.", 0.125),
-            ("layers.0.downsample.", 0.125),
-            ("layers.1.blocks.0.", 0.25),
-            ("layers.1.blocks.1.", 0.5),
-            ("norm.", 1.0),
-            ("classifier.", 1.0),
-        ] {
-            if spec.name.starts_with(start) {
-                check(spec, expected);
-            }
-        }
-    }
-    assert_eq!(found, learner.network.specs().len());
-    let head = learner.network.specs().iter().filter(|spec| !spec.part.is_backbone());
-    let names: Vec<_> = head.map(|spec| (spec.name.as_str(), spec.part.clone())).collect();
-    let part = Part::Head("classifier".into());
-    assert_eq!(names, [("classifier.weight", part.clone()), ("classifier.bias", part)]);
 }
 
 #[test]

@@ -370,6 +370,7 @@ fn parts_of_a_loss_add_up() {
     let other = MicroBatch {
         views: crops(2).into_iter().map(|crop| crop * -0.5).collect(),
         labels: vec![2, 0],
+        samples: Vec::new(),
     };
     let batches = [labeled(2), other, labeled(2)];
     let by_hand = || -> [f64; 2] {

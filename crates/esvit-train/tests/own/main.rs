@@ -12,7 +12,7 @@ use esvit_train::checkpoint::{self, Checkpoint, Metadata};
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::{MicroBatch, Objective, StepInfo};
 use esvit_train::optim::{ClipScope, OptimizerKind};
-use esvit_train::span::RunLength;
+use esvit_train::span::{RunLength, Span};
 use esvit_train::{Config, CropChunks, Learner};
 
 const IMAGES: usize = 8;
@@ -48,6 +48,8 @@ fn learner(network: Network, objective: Box<dyn Objective>) -> Learner {
         precision: Precision::F32,
         crop_chunks: CropChunks::All,
         activation_checkpointing: false,
+        layer_decay: 1.0,
+        freeze_backbone: Span::NONE,
     };
     Learner::new(network, objective, OptimizerKind::AdamW, settings, &Device::Cpu)
 }

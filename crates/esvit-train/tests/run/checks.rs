@@ -106,3 +106,62 @@ fn checkpoints_within_an_epoch_and_only_the_newest() {
     assert_eq!(metadata.config(Path::new("")).unwrap(), bench.settled());
     assert_eq!(metadata.program, env!("CARGO_PKG_VERSION"));
 }
+
+/// What a run begins with is a checkpoint like others where it is weights: if no later one is better, it stays
+/// the best, also of a run that was stopped.
+#[test]
+fn weights_to_begin_with_may_stay_the_best() {
+    let first = Bench::new(&[]);
+    let (old, _) = first.well("old");
+    let begun = || {
+        let mut bench = Bench::new(&[
+            "train.epochs=3",
+            "knn.every=1",
+            "checkpoint.every=3",
+            "checkpoint.keep_last=9",
+        ]);
+        bench.start = Start::InitFrom { path: old.checkpoint.clone(), key: None };
+        bench
+    };
+    let by = |top1: f64, epoch: u64| {
+        Some(Best { by: Measure::Retrieval, top1, epoch, step: Some(3 * epoch) })
+    };
+    for (found, expected) in
+        [([70.0, 20.0, 50.0, 70.0], by(70.0, 0)), ([40.0, 20.0, 50.0, 30.0], by(50.0, 2))]
+    {
+        let mut bench = begun();
+        bench.found = Some(found.into());
+        let (outcome, reported) = bench.well("run");
+        assert_eq!(outcome.best, expected);
+        assert_eq!(reported.retrieval[0].step, 0);
+        let kept = bench.path("run/checkpoints/best.safetensors");
+        assert_eq!(best(&kept), expected);
+        let Best { epoch, step, .. } = expected.unwrap();
+        assert!(bytes(&kept) == bytes(&bench.checkpoint("run", epoch, step.unwrap())));
+
+        let whole = bytes(&outcome.checkpoint);
+        let mut bench = begun();
+        (bench.found, bench.stop_after) = (Some(found[..2].to_vec()), 4);
+        bench.well("run");
+        (bench.start, bench.stop_after) = (Start::Resume, 0);
+        bench.found = Some(found[2..].to_vec());
+        let (outcome, _) = bench.well("run");
+        assert_eq!(outcome.best, expected);
+        assert!(bytes(&outcome.checkpoint) == whole);
+    }
+    // Labels judge the weights, too.
+    let mut labeled = begun();
+    (labeled.found, labeled.top1) = (Some(vec![0.0; 4]), Some(vec![60.0, 10.0, 59.0, 60.0]));
+    let (outcome, reported) = labeled.well("run");
+    let by_labels = Some(Best { by: Measure::Knn, top1: 60.0, epoch: 0, step: Some(0) });
+    assert_eq!((outcome.best, reported.knn.len()), (by_labels, 4));
+    // Killed while the weights were measured: they are in the folder, and are measured again.
+    let mut killed = begun();
+    killed.found = Some(vec![]);
+    let error = killed.run("run").0.unwrap_err().to_string();
+    assert!(error.contains("a check too many"), "{error}");
+    assert_eq!(killed.kept("run"), [numbered(0, 0)]);
+    (killed.start, killed.found) = (Start::Resume, Some(vec![70.0, 20.0, 50.0, 60.0]));
+    let (outcome, _) = killed.well("run");
+    assert_eq!(outcome.best, by(70.0, 0));
+}

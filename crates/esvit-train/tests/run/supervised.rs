@@ -114,11 +114,11 @@ fn a_run_with_labels_learns() {
 /// is that of a run that was not stopped.
 #[test]
 fn a_run_with_labels_goes_on_as_if_nothing_had_happened() {
-    let whole = bench(&["objective.layer_decay=0.75"]);
+    let whole = bench(&["optim.layer_decay=0.75"]);
     let (outcome, reported) = whole.well("run");
     let expected = bytes(&outcome.checkpoint);
     for stop_after in [1, 3, 5] {
-        let mut bench = bench(&["objective.layer_decay=0.75"]);
+        let mut bench = bench(&["optim.layer_decay=0.75"]);
         bench.stop_after = stop_after;
         let (outcome, first) = bench.well("run");
         assert_eq!((outcome.end, outcome.step), (End::Stopped, stop_after));

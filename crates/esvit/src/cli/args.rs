@@ -73,14 +73,16 @@ impl NetworkArgs {
 /// Parses the path of a file of weights, or of a folder that stands for one: that of a run for its best
 /// checkpoint, or else its newest, and an exported one for its weights.
 pub(super) fn run_or_file() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().try_map(|text| {
-        let path = PathBuf::from(text);
-        if !path.join("config.toml").is_file() {
-            return Ok(weights_in(&path).unwrap_or(path));
-        }
-        let run = RunFolder::at(path);
-        if run.best().is_file() { Ok(run.best()) } else { newest(&run) }
-    })
+    OsStringValueParser::new().try_map(|text| weights_of(PathBuf::from(text)))
+}
+
+/// The file of weights that a path stands for, as [`run_or_file`] has it.
+pub(super) fn weights_of(path: PathBuf) -> Result<PathBuf, String> {
+    if !path.join("config.toml").is_file() {
+        return Ok(weights_in(&path).unwrap_or(path));
+    }
+    let run = RunFolder::at(path);
+    if run.best().is_file() { Ok(run.best()) } else { newest(&run) }
 }
 
 /// Parses the path of a checkpoint, or of the folder of a run: it stands for its newest one.

@@ -30,6 +30,7 @@ mod report;
 mod settings;
 mod shell;
 mod signals;
+mod teacher;
 mod verify;
 mod weights_report;
 

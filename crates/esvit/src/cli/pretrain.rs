@@ -15,7 +15,7 @@ use esvit_files::FileError;
 use esvit_kernels::{pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::checkpoint::CheckpointError;
+use esvit_train::checkpoint::{CheckpointError, Measure};
 use esvit_train::run::{
     End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
 };
@@ -23,13 +23,13 @@ use serde_json::json;
 
 use super::args::{newest_or_file, run_or_file};
 use super::flags::ScriptOptions;
-use super::plan;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
 use super::signals::stop_on_signal;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
+use super::{plan, teacher};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
@@ -138,6 +138,7 @@ impl How {
         overwrite: bool,
         output: &Output,
     ) -> Result<Exit> {
+        teacher::attach(&mut config, output)?;
         if let Some(memory) = self.memory {
             let fit = esvit_train::memory::fit(&config, memory)?;
             config.train.micro_batch = Some(fit.micro_batch);
@@ -458,6 +459,7 @@ fn report(
         "checkpoint": printable(&outcome.checkpoint),
         "left_out": outcome.broken,
         "retrieval": outcome.retrieval,
+        "best": outcome.best,
     });
     if outcome.broken > 0 {
         output.warning(format!(
@@ -485,13 +487,27 @@ fn report(
              {after:.1} % after it",
             last.retrieval_images
         ));
-        // Among few images, chance alone moves it by more than training does. Labels judge better.
-        if task.is_none() && after <= before && last.retrieval_images >= 100 {
+        // Among few images, chance alone moves it by more than training does. Labels judge better, and of
+        // weights to begin with more is said below.
+        let is_told = outcome.best.is_some_and(|best| best.step == Some(0));
+        if task.is_none() && after <= before && last.retrieval_images >= 100 && !is_told {
             output.warning(
                 "the network tells these images apart no better than before training\n\
                  hint: train longer, or look at what it sees with `esvit data preview`",
             );
         }
+    }
+    if let Some(best) = outcome.best.filter(|best| best.step == Some(0)) {
+        let measure = match best.by {
+            Measure::Knn => "k-NN accuracy",
+            Measure::Retrieval => "images whose other crop is found",
+        };
+        output.warning(format!(
+            "no network of this run was better on these images than the one that it began with ({measure}: \
+             {:.1} %), which is kept as `best.safetensors`\n\
+             hint: use it as it is, train longer (`--time`), or lower `optim.lr`",
+            best.top1
+        ));
     }
     if let Some(task) = task.filter(|_| outcome.end == End::Finished) {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);

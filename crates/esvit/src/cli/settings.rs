@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use esvit_data::{Folders, Survey, counted, printable};
+use esvit_data::{Folders, Survey, ViewsConfig, counted, printable};
 use esvit_eval::preview;
 use esvit_model::OpenOptions;
-use esvit_train::auto;
+use esvit_train::auto::{self, Chooser};
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_file, parse_override, parse_text};
 use esvit_train::run::RunFolder;
 use esvit_train::{Config, recipe};
+use serde_json::json;
 
 use super::Output;
+use super::args::run_or_file;
 use super::exit::Usage;
 use super::flags::{self, ScriptOptions};
 use super::shell::quoted;
@@ -55,6 +57,9 @@ pub(super) struct Given {
     /// Architecture.
     #[arg(long, value_name = "NAME", alias = "model", help_heading = WHAT)]
     arch: Option<String>,
+    /// Teacher whose features are learned (distillation): a file of weights, or a run.
+    #[arg(long, value_name = "PATH", value_parser = run_or_file(), help_heading = WHAT)]
+    teacher: Option<PathBuf>,
     /// Length of the run in epochs.
     #[arg(long, value_name = "N", help_heading = LENGTH)]
     epochs: Option<String>,
@@ -74,10 +79,10 @@ pub(super) struct Given {
     #[arg(long, value_name = "N", help_heading = LENGTH)]
     seed: Option<String>,
     /// Device that trains.
-    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
+    #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     device: Option<String>,
     /// `f32`, `bf16` or `auto`.
-    #[arg(long, value_name = "NAME", help_heading = COMPUTE)]
+    #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     precision: Option<String>,
     /// Any setting, for instance `optim.warmup=5% views.flip=0`; `esvit config` prints all of them.
     #[arg(value_name = "KEY=VALUE")]
@@ -87,7 +92,6 @@ pub(super) struct Given {
 const DATA: &str = "Images";
 const WHAT: &str = "What is trained";
 const LENGTH: &str = "Training";
-const COMPUTE: &str = "Compute";
 
 /// The settings in a checkpoint.
 fn stored(checkpoint: &Path) -> Result<Layer> {
@@ -99,6 +103,8 @@ fn stored(checkpoint: &Path) -> Result<Layer> {
 pub(super) const BUILT_IN: &str = "materials";
 /// The objective of the recipes for any images.
 const OBJECTIVE: &str = "esvit";
+/// The objective that learns from a teacher, and its recipe.
+const DISTILL: &str = "distill";
 
 /// Whether a layer names images of one's own.
 pub(super) fn has_images(layer: &Layer) -> bool {
@@ -117,16 +123,22 @@ pub(super) fn recipe_of<'a>(
     named.or(of_objective).unwrap_or(default)
 }
 
-/// What `auto` chooses for some images under the settings that are given, with its reasons.
-pub(super) fn choose(given: &[Layer], data: Option<Folders>, output: &Output) -> Result<Layer> {
+/// What a recipe chooses for some images under the settings that are given; its reasons are said.
+pub(super) fn choose(
+    chooser: &Chooser,
+    given: &[Layer],
+    data: Option<Folders>,
+    output: &Output,
+) -> Result<Layer> {
     let mut config = Config::resolve(given.to_vec())?;
     config.data.path = data.or(config.data.path);
     let source = preview::source(&config)?;
     preview::choose_range(&mut config, &*source);
     let survey = Survey::of(&*source, &config.preprocess().conversion());
-    let choice = auto::choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
+    let choice = chooser.choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
     output.note(format!(
-        "recipe `auto`, for {} of about {} pixels:",
+        "recipe `{}`, for {} of about {} pixels:",
+        chooser.name(),
         counted(source.len(), "image"),
         survey.side
     ));
@@ -146,8 +158,7 @@ impl Settings {
     /// When the settings that are given cannot be read.
     pub(super) fn recipe(&self) -> Result<String> {
         let has_data = !self.given.data.is_empty() || self.given.layers()?.iter().any(has_images);
-        let objective = self.given.objective.as_deref();
-        Ok(recipe_of(self.named_recipe(), objective, has_data).to_owned())
+        Ok(recipe_of(self.named_recipe(), self.given.objective_name(), has_data).to_owned())
     }
 
     /// The recipe that is named.
@@ -167,28 +178,48 @@ impl Settings {
         self.given.merge_with_layers(layers, output)
     }
 
-    /// The settings of a recipe; those of `auto` are chosen for the images.
+    /// The settings of a recipe; those of `auto` and `adapt` are chosen for the images.
     fn layers(&self, recipe: &str, output: &Output) -> Result<Vec<Layer>> {
-        if recipe != auto::NAME {
-            return Ok(recipe_layers(recipe)?);
-        }
+        let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
         let mut given = self.given.layers()?;
-        let of_weights = self.network_of_weights(&given, output)?;
-        given.splice(0..0, of_weights.clone());
-        let choice = choose(&given, Folders::of(&self.given.data), output)?;
-        Ok([choice].into_iter().chain(of_weights).collect())
+        let mut under = self.network_of_weights(&given, output)?;
+        if chooser.goes_on() {
+            if self.weights.is_none() {
+                return Err(Usage(format!(
+                    "recipe `{recipe}` goes on from a network that there is\n\
+                     hint: name its file of weights, or its run: `esvit pretrain --recipe {recipe} \
+                     --init-from PATH --data FOLDER`"
+                ))
+                .into());
+            }
+            under.extend(recipe_layers(recipe)?);
+        }
+        given.splice(0..0, under.clone());
+        let choice = choose(chooser, &given, Folders::of(&self.given.data), output)?;
+        Ok([choice].into_iter().chain(under).collect())
     }
 
-    /// The network of the weights to begin with, unless another one is given.
-    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Option<Layer>> {
+    /// The network of the weights to begin with and how its images are normalized, unless another one is
+    /// given.
+    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Vec<Layer>> {
         let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
         let Some((path, key)) = self.weights.as_ref().filter(|_| !is_given) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let backbone = OpenOptions::default().key(key.as_deref()).open(path)?;
         let (family, shape) = (backbone.config.family(), backbone.config.describe());
         output.note(format!("the network is that of `{}`: {family} ({shape})", path.display()));
-        Ok(Some(Layer::of_network(&backbone.config, Origin::File(path.clone()))?))
+        let origin = Origin::File(path.clone());
+        let mut layers = vec![Layer::of_network(&backbone.config, origin.clone())?];
+        let ([mean, std], usual) =
+            ([backbone.preprocess.mean, backbone.preprocess.std], ViewsConfig::default());
+        if [mean, std] != [usual.mean, usual.std] {
+            output
+                .note(format!("its images are normalized by mean {mean:?} and deviation {std:?}"));
+            let text = format!("[views]\nmean = {mean:?}\nstd = {std:?}");
+            layers.push(parse_text(&text, origin)?);
+        }
+        Ok(layers)
     }
 
     /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
@@ -259,12 +290,20 @@ impl Given {
         Ok(config)
     }
 
+    /// The objective that the options name: one with a teacher is meant where that is given alone.
+    fn objective_name(&self) -> Option<&str> {
+        self.objective.as_deref().or(self.teacher.as_ref().map(|_| DISTILL))
+    }
+
     /// The options as settings, then the settings themselves.
     fn overrides(&self) -> Result<Vec<Layer>> {
         let workers = self.workers.map(|count| count.to_string());
+        let objective = self.objective_name().map(str::to_owned);
+        let teacher = self.teacher.as_deref().map(in_settings).transpose()?;
         let options = [
             ("model.arch", &self.arch),
-            ("objective.name", &self.objective),
+            ("objective.name", &objective),
+            ("objective.teacher", &teacher),
             ("train.epochs", &self.epochs),
             ("train.steps", &self.steps),
             ("train.time", &self.time),
@@ -279,6 +318,8 @@ impl Given {
             value.as_ref().map(|value| match *key {
                 // A number alone lacks its unit, and is to be refused for that.
                 "train.time" => parse_override(&format!("{key}='{value}'")),
+                // A name may look like a number.
+                "objective.teacher" => parse_override(&format!("{key}={}", json!(value))),
                 key => parse_override(&format!("{key}={value}")),
             })
         });
@@ -362,4 +403,16 @@ impl Given {
         };
         Ok(Folders::of(&self.data.iter().map(named).collect::<Vec<PathBuf>>()))
     }
+}
+
+/// A path as the text that settings hold.
+fn in_settings(path: &Path) -> Result<String> {
+    let refused = || {
+        Usage(format!(
+            "`{}` is not UTF-8, and the settings of a run cannot hold it\n\
+             hint: rename it, or name a link to it",
+            printable(path)
+        ))
+    };
+    Ok(path.to_str().ok_or_else(refused)?.to_owned())
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::images::{good, labeled};
 #[cfg(unix)]
 use crate::place::Ended;
-use crate::place::{Place, TINY};
+use crate::place::{Place, TINY, metadata};
 
 const VARIANTS: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
     [[variant]]\nname = \"both\"\n";
@@ -434,4 +434,32 @@ fn killed_or_stopped_it_ends_as_if_it_never_was() {
     let ended = place.well("compare --resume --out c");
     let ended = ended.says(&["`view-1` is finished", "going on after step 3"]);
     assert_same_runs(&place, &whole, &ended);
+}
+
+/// Every run opens its teacher, those of a seed that is added later too.
+#[test]
+fn variants_may_learn_from_a_teacher() {
+    let place = Place::with_a_run();
+    good(&place, "set", 12);
+    let line = "compare --out c -d set --arch vit_micro --steps 2 views.global_size=32 train.batch_size=4 \
+                train.precision=f32 knn.every=0";
+    let runs = ["--run", "cosine: --teacher run", "--run", "mse: --teacher run objective.loss=mse"];
+    let ended = place.run_with(line, &runs.map(OsStr::new)).expect(0);
+    ended.says(&["run 2 of 2: `mse-0`", "the teacher is `run/checkpoints/"]);
+    let ended = place.well("compare --resume --out c --seeds 2");
+    ended.says(&["`mse-0` is finished", "run 4 of 4: `mse-1`", "the teacher is `run/checkpoints/"]);
+    let teachers = ["cosine-0", "cosine-1", "mse-0", "mse-1"]
+        .map(|run| metadata(&place.folder(&format!("c/{run}")).newest())["teacher"].clone());
+    assert!(teachers[0]["tensors"].is_string());
+    assert!(teachers.iter().all(|teacher| *teacher == teachers[0]), "{teachers:?}");
+}
+
+#[test]
+fn a_recipe_that_goes_on_from_weights_is_refused() {
+    let place = Place::with_a_run();
+    good(&place, "set", 12);
+    let line = "compare --out c -d set --steps 2 --recipe adapt";
+    let refused = place.run_with(line, &["--run", "a"].map(OsStr::new)).expect(2);
+    refused.says(&["variant `a`: recipe `adapt` goes on from a network that there is", "hint: "]);
+    assert!(!place.path("c").exists());
 }

@@ -1,6 +1,7 @@
 //! The program itself, run in fresh folders.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod adapt;
 mod attend;
 mod auto;
 mod beginning;
@@ -11,6 +12,7 @@ mod compare;
 mod comparison;
 mod config;
 mod correspondence;
+mod distill;
 mod evaluation;
 mod failure;
 mod finetune;

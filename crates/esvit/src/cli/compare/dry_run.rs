@@ -16,9 +16,9 @@ use serde_json::json;
 
 use super::folder::Folder;
 use super::measured;
-use crate::cli::Output;
 use crate::cli::pretrain::newest;
 use crate::cli::progress::clock;
+use crate::cli::{Output, teacher};
 
 /// A run that would be trained.
 #[derive(Serialize)]
@@ -52,6 +52,9 @@ pub(super) fn show(
     let length = |variant: &Planned| {
         let mut config = variant.config.clone();
         folder.find_images(&mut config);
+        if output.shows_notes() {
+            teacher::attach(&mut config, output)?;
+        }
         Length::of(config, output.shows_notes())
     };
     let lengths = comparison.variants.iter().map(length).collect::<Result<Vec<Length>>>()?;

@@ -15,7 +15,7 @@ use esvit_train::variants::{
 use esvit_train::{Config, auto};
 
 use super::{Request, Usage};
-use crate::cli::{Output, plan, settings};
+use crate::cli::{Output, plan, settings, teacher};
 
 /// The settings that a request comes to.
 pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> {
@@ -32,7 +32,11 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
             share_budget((&first.config, &sources[0]), (&mut config, &source))
                 .map_err(|error| refused(error, &asked))?;
         }
-        plan::check_memory(&config, &*source)?;
+        teacher::locate(&mut config)?;
+        // It is opened again for each run: others have the memory to themselves.
+        let mut ready = config.clone();
+        teacher::attach(&mut ready, output)?;
+        plan::check_memory(&ready, &*source)?;
         let start = match base {
             Some(base) => Some(start(&asked, &variants[base], &sources[base])?),
             None => None,
@@ -122,14 +126,21 @@ impl Resolver<'_> {
     /// The layers of a recipe. `auto` chooses for the images of the first variant that has it, so that
     /// variants differ in what they change alone.
     fn recipe(&mut self, recipe: &str, variant: &Variant) -> Result<Vec<Layer>> {
-        if recipe != auto::NAME {
-            return Ok(recipe_layers(recipe)?);
+        let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
+        if chooser.goes_on() {
+            return Err(Usage(format!(
+                "variant `{}`: recipe `{recipe}` goes on from a network that there is, and a variant begins \
+                 anew or goes on from another variant\n\
+                 hint: take another recipe, or train it by itself with `esvit pretrain --init-from`",
+                variant.name
+            ))
+            .into());
         }
         if let Some(chosen) = &self.chosen {
             return Ok(vec![chosen.clone()]);
         }
         let layers = self.request.common.iter().chain([&variant.layer]);
-        let chosen = settings::choose(&self.request.common, images(layers), self.output)?;
+        let chosen = settings::choose(chooser, &self.request.common, images(layers), self.output)?;
         Ok(vec![self.chosen.insert(chosen).clone()])
     }
 }

@@ -10,15 +10,16 @@ use esvit_data::{Folders, RangeSetting};
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::parse_file;
+use esvit_train::objective::ObjectiveConfig;
 use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start, settled};
 use esvit_train::variants::{Comparison, Run, run_name};
 
 use super::folder::Folder;
 use super::memory::forget_peak;
-use crate::cli::Output;
 use crate::cli::pretrain::{Prepared, newest};
 use crate::cli::progress::Progress;
 use crate::cli::signals::stop_on_signal;
+use crate::cli::{Output, teacher};
 
 /// Asks to stop: the run at hand alone, or with it all that come after it.
 pub(super) struct Stop {
@@ -116,7 +117,8 @@ impl<'a> Runs<'a> {
         let folder = self.folder.file(&run.name());
         self.say_which(run);
         let is_peak_own = self.forget_peak();
-        let (config, start) = self.beginning(run, &folder)?;
+        let (mut config, start) = self.beginning(run, &folder)?;
+        teacher::attach(&mut config, self.output)?;
         self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
         self.check_same(run, &prepared, &folder)?;
@@ -245,7 +247,11 @@ fn make_real(config: &mut Config) {
     if let Some(folders) = &config.data.path {
         config.data.path = Folders::of(&folders.paths().iter().map(real).collect::<Vec<_>>());
     }
-    for path in [&mut config.knn.train, &mut config.knn.val].into_iter().flatten() {
+    let teacher = match &mut config.objective {
+        ObjectiveConfig::Distill(distill) => &mut distill.settings.teacher,
+        _ => &mut None,
+    };
+    for path in [&mut config.knn.train, &mut config.knn.val, teacher].into_iter().flatten() {
         *path = real(path);
     }
 }
