@@ -51,6 +51,8 @@ pub struct SourceFile {
     pub assumed: Vec<String>,
     /// The file; empty for a newly initialized network.
     pub path: PathBuf,
+    /// The token in place of masked patches, if it was trained with some: no features depend on it.
+    pub mask_token: Option<Vec<f32>>,
 }
 
 /// A backbone cannot be loaded.
@@ -191,6 +193,10 @@ impl OpenOptions {
             .map_err(|source| BackboneError::Images { path: file.path().into(), source })?;
         let (network, specs) = model.build(0.0);
         let (params, report) = stored.load(&specs, &self.device, |_| None)?;
+        source.mask_token = match model.masking() {
+            Some(masking) => stored.mask_token(masking.width)?,
+            None => None,
+        };
         source.location = Some(stored.location().clone());
         source.path = file.path().into();
         source.report = report;

@@ -472,6 +472,7 @@ fn every_reason_to_leave_a_tensor_out() {
             "projector.linear_out.bias",
             "predictor.1.running_mean",
             "prototypes.weight",
+            "ibot_head.last_layer.weight_v",
         ],
         reason::CLASSES => vec!["head.bias", "classifier.weight", "fc.weight"],
         _ => vec!["center", "center_grid", "optimizer.step"],

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::backbone::Family;
 use esvit_nn::backbone::resnet::ResNetConfig;
-use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported, write_error};
+use esvit_nn::weights::{Entry, METADATA_KEY, Naming, exported_with_mask_token, write_error};
 use esvit_nn::{BackboneConfig, onnx};
 use esvit_settings::SettingError;
 use esvit_weights::{Float, Tree, write_safetensors, write_torch_with};
@@ -238,8 +238,9 @@ pub fn write(
     let about = serde_json::to_string(&backbone.metadata()).expect("plain values");
     check_target(&backbone.config, options.target)?;
     let naming = options.target.naming(&backbone.config);
-    let family = backbone.config.family();
-    let tensors = || exported(&backbone.params, family, naming, options.float);
+    let layout = (backbone.config.family(), naming);
+    let token = backbone.source.mask_token.as_deref();
+    let tensors = || exported_with_mask_token(&backbone.params, token, layout, options.float);
     match OutputKind::of(options.target, out)? {
         OutputKind::Folder => return folder(backbone, out, options, &tensors(), &about),
         OutputKind::Safetensors => safetensors(out, &tensors(), &about)?,

@@ -15,7 +15,7 @@ use super::resnet::{self, ResNet, ResNetConfig};
 use super::swin::{Swin, SwinConfig};
 use super::vil::{Vil, VilConfig};
 use super::vit::{Vit, VitConfig};
-use super::{Backbone, Stage};
+use super::{Backbone, Masking, Stage};
 use crate::cost::Cost;
 use crate::forward_ctx::ForwardCtx;
 use crate::params::{ParamList, Params, Registry, Scope};
@@ -207,6 +207,20 @@ impl BackboneConfig {
     /// Side in pixels of the images that it is made for. Inputs may have any size.
     pub fn img_size(&self) -> usize {
         with_settings!(self, config => config.img_size)
+    }
+
+    /// Where tokens are masked so that a region of the last map is hidden; None for families in which
+    /// embeddings of later stages see the patches of other regions, or a region has no patches of its own.
+    pub fn masking(&self) -> Option<Masking> {
+        match self {
+            Self::Swin(_) | Self::Vit(_) => {
+                let stages = self.stages();
+                let (first, last) = (stages.first()?, stages.last()?);
+                let cell = last.stride / first.stride;
+                Some(Masking { width: first.width, patch: first.stride, cell })
+            }
+            Self::Pvt(_) | Self::ResNet(_) | Self::Cvt(_) | Self::Vil(_) => None,
+        }
     }
 
     /// Number of blocks in all stages.

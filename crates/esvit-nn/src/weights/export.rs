@@ -16,10 +16,21 @@ use crate::tensor::Tensor;
 /// official names in all of them. What the other program expects beside them is added: tables of
 /// indices, numbers of batches, and tokens for masked patches.
 pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -> Vec<Entry> {
+    exported_with_mask_token(params, None, (family, naming), float)
+}
+
+/// The same with the token that stood in place of masked patches in training, where the other program
+/// expects one.
+pub fn exported_with_mask_token(
+    params: &Params,
+    token: Option<&[f32]>,
+    (family, naming): (Family, Naming),
+    float: Float,
+) -> Vec<Entry> {
     let mut tensors = Vec::new();
     for (spec, value) in params.iter() {
         tensors.extend(parts(spec, &value, (family, naming), float));
-        tensors.extend(mask_token(spec, naming, float));
+        tensors.extend(mask_token(spec, token, naming, float));
         if family == Family::Vil && naming == Naming::Esvit {
             tensors.extend(beside_vil(params, spec, &value, float));
         }
@@ -35,16 +46,23 @@ pub fn exported(params: &Params, family: Family, naming: Naming, float: Float) -
 }
 
 /// What stands for masked patches in DINOv2 and DINOv3 of `transformers`, which expects it and does not
-/// use it for whole images: zeros, beside the class token.
-fn mask_token(spec: &ParamSpec, naming: Naming, float: Float) -> Option<Entry> {
+/// use it for whole images, beside the class token: zeros where no patches were masked.
+fn mask_token(
+    spec: &ParamSpec,
+    token: Option<&[f32]>,
+    naming: Naming,
+    float: Float,
+) -> Option<Entry> {
     let len = spec.len();
+    let token = token.filter(|token| token.len() == len);
     let shape = match naming {
         Naming::TransformersDinov2 => vec![1, len],
         Naming::TransformersDinov3 => vec![1, 1, len],
         _ => return None,
     };
-    let zeros = move || Ok(Values::F32(Cow::Owned(vec![0.0; len])));
-    let tensor = esvit_weights::Tensor::new(&shape, float.dtype(), zeros);
+    let token = token.map_or_else(|| vec![0.0; len], <[f32]>::to_vec);
+    let values = move || Ok(Values::F32(Cow::Owned(token.clone())));
+    let tensor = esvit_weights::Tensor::new(&shape, float.dtype(), values);
     (spec.name == "cls_token").then(|| ("embeddings.mask_token".into(), tensor))
 }
 

@@ -117,8 +117,13 @@ impl<'a> StoredNetwork<'a> {
     }
 
     /// Whether the file has the head `part`. One called `head` or `head_dense` is a projection head;
-    /// in files of other programs a classifier may be called so.
+    /// in files of other programs a classifier may be called so. A head may be a single tensor, such as
+    /// the token in place of masked patches.
     pub fn has_part(&self, part: &str) -> bool {
+        let names = self.location.names(part);
+        if names.iter().any(|name| self.location.find(self.file, name).is_some()) {
+            return true;
+        }
         let starts = self.location.head_prefixes().map(|prefix| format!("{prefix}{part}."));
         let is_either = matches!(part, "head" | "head_dense");
         let is_classifier = |name: &str| is_either && !is_projection(name);
@@ -181,6 +186,22 @@ impl<'a> StoredNetwork<'a> {
     pub fn parameter(&self, spec: &ParamSpec) -> Result<Vec<f32>, WeightsError> {
         self.values(spec, &mut HashSet::new(), &mut Report::default())?
             .ok_or_else(|| self.mismatch(vec![format!("`{}` is missing", spec.name)]))
+    }
+
+    /// The token `[width]` in place of masked patches, if the file has one of this width.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn mask_token(&self, width: usize) -> Result<Option<Vec<f32>>, WeightsError> {
+        let names = self.location.names(MASK_TOKEN);
+        let found = names.iter().find_map(|name| self.location.find(self.file, name));
+        let fits = |shape: &[usize]| {
+            shape
+                .split_last()
+                .is_some_and(|(&last, rest)| last == width && rest.iter().all(|&n| n == 1))
+        };
+        let fitting = found.filter(|tensor| fits(&tensor.shape));
+        Ok(fitting.map(|tensor| self.file.read_f32(tensor)).transpose()?)
     }
 
     /// Whether the file has a parameter of a head in its shape.
@@ -377,9 +398,15 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
 const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
 
 /// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
-/// MoCo-v3, SwAV, SimCLR.
-const PROJECTORS: [&str; 5] =
-    ["projector.", "predictor.", "projection_head.", "prototypes.", "head_contrastive."];
+/// MoCo-v3, SwAV, SimCLR, iBOT.
+const PROJECTORS: [&str; 6] = [
+    "projector.",
+    "predictor.",
+    "projection_head.",
+    "prototypes.",
+    "head_contrastive.",
+    "ibot_head.",
+];
 
 /// The same for sequences of layers with numbers: MoCo-v2, DenseCL.
 const SEQUENCES: [&str; 3] = ["fc.", "mlp.", "mlp2."];
@@ -390,6 +417,9 @@ fn is_projector(name: &str) -> bool {
     PROJECTORS.iter().any(|start| name.starts_with(start)) || SEQUENCES.iter().any(is_sequence)
 }
 
+/// The official name of the token in place of masked patches.
+pub const MASK_TOKEN: &str = "mask_token";
+
 /// Beginning of the decoder's names in SimMIM.
 const DECODER: &str = "decoder.";
 
@@ -397,7 +427,7 @@ const DECODER: &str = "decoder.";
 /// patches, and the decoder beside the network.
 fn is_pretext(name: &str, is_backbone: bool) -> bool {
     let token = name.rsplit('.').next().unwrap_or_default();
-    matches!(token, "mask_token" | "masked_embed") || !is_backbone && name.starts_with(DECODER)
+    matches!(token, MASK_TOKEN | "masked_embed") || !is_backbone && name.starts_with(DECODER)
 }
 
 /// Whether a tensor belongs to the norm of one stage: `norm0.weight`.

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 
 pub use esvit_weights::WeightsFile;
 
-pub use export::exported;
-pub use load::{Report, StoredNetwork, reason};
+pub use export::{exported, exported_with_mask_token};
+pub use load::{MASK_TOKEN, Report, StoredNetwork, reason};
 pub use location::{Location, NetworkRole};
 pub use naming::{ESVIT_WRAPPER, Naming};
 pub use recognize::{Known, networks};

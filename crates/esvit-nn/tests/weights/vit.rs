@@ -3,7 +3,7 @@
 use esvit_nn::backbone::vit::{
     MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
 };
-use esvit_nn::weights::Known;
+use esvit_nn::weights::{Known, exported_with_mask_token};
 use esvit_testing::tiny_vit;
 
 use super::*;
@@ -73,6 +73,42 @@ fn forms_are_recognized_under_all_names() {
     }
     let eps = [Naming::TimmEva, v3, v2, own].map(|naming| naming.norm_eps(Family::Vit));
     assert_eq!(eps, [1e-5, 1e-5, 1e-6, 1e-6]);
+}
+
+/// The token in place of masked patches is found under the name of every layout, if it has the width of
+/// the tokens; an export has it where the other program expects one.
+#[test]
+fn the_token_for_masked_patches() {
+    let token: Vec<f32> = (0..64).map(|value| value as f32).collect();
+    let v2 = (Naming::TransformersDinov2, "embeddings.mask_token");
+    for (naming, name) in [v2, (Naming::Timm, "mask_token")] {
+        let (_, values) = network(&config());
+        let layout = (Family::Vit, naming);
+        let mut entries = exported_with_mask_token(&values, Some(&token), layout, Float::F32);
+        let has_own = entries.iter().any(|(found, _)| found == name);
+        assert_eq!(has_own, naming == v2.0, "{naming:?}");
+        if !has_own {
+            entries.push(floats(name, &[1, 64], token.clone()));
+        }
+        let file = opened(&entries);
+        let stored = StoredNetwork::find(&file, None).unwrap();
+        assert_eq!(stored.location().naming, naming);
+        assert_eq!(stored.mask_token(64).unwrap(), Some(token.clone()), "{naming:?}");
+        assert_eq!(stored.mask_token(32).unwrap(), None, "{naming:?}");
+        assert!(stored.has_part("mask_token") && !stored.has_part("mask"), "{naming:?}");
+    }
+    // Without one, or with one of another network, it is zero.
+    let (_, values) = network(&config());
+    for other in [None, Some(&token[..32])] {
+        let layout = (Family::Vit, v2.0);
+        let file = opened(&exported_with_mask_token(&values, other, layout, Float::F32));
+        let stored = StoredNetwork::find(&file, None).unwrap();
+        assert_eq!(stored.mask_token(64).unwrap(), Some(vec![0.0; 64]));
+    }
+    let file = opened(&exported(&values, Family::Vit, Naming::Timm, Float::F32));
+    let stored = StoredNetwork::find(&file, None).unwrap();
+    assert_eq!(stored.mask_token(64).unwrap(), None);
+    assert!(!stored.has_part("mask_token"));
 }
 
 /// Of rotary positions only registers tell, and no table tells the size.

@@ -19,6 +19,7 @@ const TORCHVISION_BLOCK: &Renamed = &[
 const TRANSFORMERS: &Renamed = &[
     ("cls_token", "embeddings.cls_token"),
     ("dist_token", "embeddings.distillation_token"),
+    ("mask_token", "embeddings.mask_token"),
     ("register_tokens", "embeddings.register_tokens"),
     ("reg_token", "embeddings.register_tokens"),
     ("pos_embed", "embeddings.position_embeddings"),
@@ -44,6 +45,7 @@ const DINOV2_BLOCK: &Renamed = &[
 ];
 const DINOV3: &Renamed = &[
     ("cls_token", "embeddings.cls_token"),
+    ("mask_token", "embeddings.mask_token"),
     ("reg_token", "embeddings.register_tokens"),
     ("patch_embed.proj.", "embeddings.patch_embeddings."),
 ];
@@ -145,6 +147,7 @@ mod tests {
         }
         for (official, dinov2, timm) in [
             ("register_tokens", "embeddings.register_tokens", "register_tokens"),
+            ("mask_token", "embeddings.mask_token", "mask_token"),
             ("pos_embed", "embeddings.position_embeddings", "pos_embed"),
             ("norm.bias", "layernorm.bias", "norm.bias"),
             ("blocks.3.norm2.bias", "encoder.layer.3.norm2.bias", "blocks.3.norm2.bias"),
@@ -172,6 +175,7 @@ mod tests {
         }
         for (official, dinov3) in [
             ("reg_token", "embeddings.register_tokens"),
+            ("mask_token", "embeddings.mask_token"),
             ("patch_embed.proj.weight", "embeddings.patch_embeddings.weight"),
             ("norm.weight", "norm.weight"),
             ("blocks.3.norm1.weight", "layer.3.norm1.weight"),
