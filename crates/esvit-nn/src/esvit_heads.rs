@@ -45,6 +45,11 @@ impl EsvitHeads {
         }
     }
 
+    /// The head of the view task.
+    pub fn view_head(&self) -> &Head {
+        &self.view
+    }
+
     /// Number of prototypes, K.
     pub fn prototypes(&self) -> usize {
         self.view.prototype_count()

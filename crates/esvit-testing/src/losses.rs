@@ -118,6 +118,36 @@ pub fn swapped(views: &[Rows], prototypes: &Rows, targets: &[Rows; 2], temperatu
     mean(pairs.into_iter())
 }
 
+/// KoLeo: minus the mean logarithm of the distance of each row, of unit length, to the nearest other one.
+pub fn koleo(features: &Rows) -> f64 {
+    let features = unit(features);
+    let distance = |a: &[f64], b: &[f64]| {
+        let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    -mean(features.iter().enumerate().map(|(row, own)| {
+        let others = features.iter().enumerate().filter(|(other, _)| *other != row);
+        let distances = others.map(|(_, other)| distance(own, other));
+        distances.fold(f64::INFINITY, f64::min).ln()
+    }))
+}
+
+/// Cross-entropy of a student's logits at its temperature to the softmax of a teacher's, less a center, at
+/// the teacher's.
+pub fn distillation(
+    student: &[f64],
+    teacher: &[f64],
+    center: &[f64],
+    temperatures: [f64; 2],
+) -> f64 {
+    let logits: Vec<f64> = student.iter().map(|logit| logit / temperatures[0]).collect();
+    let targets =
+        teacher.iter().zip(center).map(|(logit, center)| (logit - center) / temperatures[1]);
+    let targets: Vec<f64> = targets.collect();
+    let target = |k: usize| (-cross_entropy(&targets, k)).exp();
+    (0..logits.len()).map(|k| target(k) * cross_entropy(&logits, k)).sum()
+}
+
 /// Scores of rows of unit length over prototypes.
 pub fn scores(rows: &Rows, prototypes: &Rows) -> Rows {
     let score = |row: &Vec<f64>| prototypes.iter().map(|prototype| dot(row, prototype)).collect();

@@ -2,7 +2,7 @@
 //! heads with batch normalization.
 //!
 //! The backbone sees a micro-batch at a time; targets, heads and loss see the view features of all of
-//! them. Then every micro-batch goes through the backbone again, which is run backwards from the
+//! them, and those of regions if they need these. Then every micro-batch goes through the backbone again, which is run backwards from the
 //! gradients of its features. Loss, gradients and state are those of one pass over all images, but for
 //! rounding and for batch normalization in the backbone; the cost is one more forward pass.
 //!
@@ -16,6 +16,7 @@ use esvit_nn::{ForwardCtx, Tape, Tensor};
 
 use crate::learner::{Gradients, Learner, features, seen_by_teacher, teacher_network};
 use crate::objective::{MicroBatch, Pass, StepInfo, Views};
+use crate::region_rows::{RegionRows, without_regions};
 
 impl Learner {
     /// Holds a micro-batch until the last one of the step is there, and adds the losses and gradients
@@ -50,6 +51,12 @@ impl Learner {
         let images = whole.images() / sum.own;
         let parts: Vec<Range<usize>> =
             (0..sum.own).map(|part| part * images..(part + 1) * images).collect();
+        let first = self.collective.rank() * sum.own;
+        let step_images = sum.micro_batches * images;
+        let all = first * images..(first + sum.own) * images;
+        let part = StepPart { first_view: 0, images: all, step_images };
+        self.objective.begin_micro_batch(whole, at, &part);
+        let with_regions = self.objective.compares_regions();
         let [of_student, of_teacher] = std::mem::take(&mut sum.buffers);
         let teacher_ctx = ForwardCtx::teacher()
             .with_precision(precision)
@@ -70,19 +77,18 @@ impl Learner {
                         return None;
                     }
                     let views = of_images(&seen, part);
-                    found.push(features(network, params, &views, ctx, whose).view);
+                    let of_part = features(network, params, (&views[..], None), ctx, whose);
+                    found.push(kept(of_part, with_regions));
                 }
-                let features = view_features(by_view(&found, images));
+                let features = joined_features(&found, images, with_regions);
                 let views = Views { total: at_hand.end, at_hand };
                 Some(Pass { params, features, ctx, views, batch: whole.images() })
             }
         };
         self.objective.targets(whole, teacher, at, &*self.collective);
 
-        let first = self.collective.rank() * sum.own;
         let views = self.objective.student_views(whole, [at.step, first as u64]);
         let key = DropPathKey { seed: self.settings.seed, step: at.step };
-        let step_images = sum.micro_batches * images;
         // The context of a micro-batch, with the same dropped branches both times.
         let ctx_of = |part: &Range<usize>| {
             let place = first * images + part.start..first * images + part.end;
@@ -100,14 +106,19 @@ impl Learner {
                 return None;
             }
             let ctx = ctx_of(part).after(statistics);
+            let mask = self.objective.token_mask(&self.student, 0..views.len(), part.clone());
             let views = of_images(&views, part);
-            found.push(features(&self.network, &self.student, &views, &ctx, whose).view);
+            let seen = (&views[..], mask.as_ref());
+            let of_part = features(&self.network, &self.student, seen, &ctx, whose);
+            found.push(kept(of_part, with_regions));
             statistics = ctx.into_statistics();
         }
 
         let tape = Tape::new();
         let params = self.student.tracked(&tape);
-        let of_all = tape.watch(by_view(&found, images));
+        let RowFeatures { view, region, segments } = joined_features(&found, images, with_regions);
+        let [of_all, of_regions] = [view, region].map(|rows| tape.watch(rows));
+        let places = with_regions.then(|| RegionRows::new(&found[0], images, found.len()));
         drop(found);
         let ctx = ForwardCtx::student(key)
             .with_precision(precision)
@@ -115,19 +126,23 @@ impl Learner {
             .after(statistics);
         let pass = Pass {
             params: &params,
-            features: view_features(of_all.clone()),
+            features: RowFeatures { view: of_all.clone(), region: of_regions.clone(), segments },
             ctx: &ctx,
             views: Views::all(views.len()),
             batch: whole.images(),
         };
         let loss = self.objective.loss(pass, at, &*self.collective);
         let total = sum.losses.add_all(loss);
-        let (leaf, mut upstream) = (tape.number(&of_all), of_all.zeros_like());
+        let leaves = [&of_all, &of_regions].map(|leaf| tape.number(leaf));
+        let mut upstream = [&of_all, &of_regions].map(Tensor::zeros_like);
         sum.values.add_backward_and(&tape, &params, &total, &mut |other, gradient| {
-            if Some(other) == leaf {
-                upstream = upstream.clone() + gradient.reshape(upstream.shape());
+            for (leaf, upstream) in leaves.iter().zip(&mut upstream) {
+                if *leaf == Some(other) {
+                    *upstream = upstream.clone() + gradient.clone().reshape(upstream.shape());
+                }
             }
         });
+        let [upstream, of_regions] = upstream;
         let statistics = ctx.into_statistics();
 
         // Gradients of features go no further than to a backbone that does not learn.
@@ -139,10 +154,17 @@ impl Learner {
             let tape = Tape::new();
             let params = self.student.tracked(&tape);
             let ctx = ctx_of(part);
-            let found = features(&self.network, &params, &of_images(&views, part), &ctx, whose);
+            let mask = self.objective.token_mask(&params, 0..views.len(), part.clone());
+            let seen = of_images(&views, part);
+            let found = features(&self.network, &params, (&seen[..], mask.as_ref()), &ctx, whose);
             let upstream = rows_of(&upstream, views.len(), whole.images(), part);
             // Its gradient is what comes from above.
-            sum.values.add_backward(&tape, &params, &(found.view * upstream).sum());
+            let mut total = (found.view * upstream).sum();
+            if let Some(places) = &places {
+                let upstream = places.of_part(&of_regions, part.start / images);
+                total = total + (found.region * upstream).sum();
+            }
+            sum.values.add_backward(&tape, &params, &total);
         }
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
         // They count as one micro-batch a process.
@@ -183,10 +205,20 @@ fn rows_of(all: &Tensor, views: usize, images: usize, part: &Range<usize>) -> Te
     Tensor::cat((0..views).map(rows).collect(), 0)
 }
 
-/// View features without those of regions.
-fn view_features(view: Tensor) -> RowFeatures {
-    let region = Tensor::zeros([0, view.shape()[1]], &view.device());
-    RowFeatures { view, region, segments: Vec::new() }
+/// Of a micro-batch the features that are compared.
+fn kept(features: RowFeatures, with_regions: bool) -> RowFeatures {
+    if with_regions { features } else { without_regions(features.view) }
+}
+
+/// The features of micro-batches of `images` each as those of all images.
+fn joined_features(parts: &[RowFeatures], images: usize, with_regions: bool) -> RowFeatures {
+    let views: Vec<Tensor> = parts.iter().map(|part| part.view.clone()).collect();
+    let view = by_view(&views, images);
+    if !with_regions {
+        return without_regions(view);
+    }
+    let places = RegionRows::new(&parts[0], images, parts.len());
+    RowFeatures { view, region: places.joined(parts), segments: places.segments() }
 }
 
 #[cfg(test)]

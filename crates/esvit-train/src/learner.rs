@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_kernels::{buffer, profile};
-use esvit_nn::backbone::RowFeatures;
+use esvit_nn::backbone::{RowFeatures, TokenMask};
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, ParamSpec};
@@ -372,6 +372,13 @@ impl Learner {
         let is_frozen = at.is_within(self.settings.freeze_backbone);
         let precision = self.settings.precision;
         let images = batch.images();
+        let step_images = sum.micro_batches * images;
+        let part_of = |first_view: usize| StepPart {
+            first_view,
+            images: index * images..(index + 1) * images,
+            step_images,
+        };
+        self.objective.begin_micro_batch(batch, at, &part_of(0));
         let collective = &self.collective;
         // Every pass moves the running statistics on, as a network that runs once for each would.
         let [mut statistics, of_teacher] = std::mem::take(&mut sum.buffers);
@@ -391,7 +398,7 @@ impl Learner {
         let whose = self.objective.batch_statistics();
         let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
             params,
-            features: features(network, params, &seen, ctx, whose),
+            features: features(network, params, (&seen[..], None), ctx, whose),
             ctx,
             views: Views { total: at_hand.end, at_hand },
             batch: seen[0].shape()[0],
@@ -405,21 +412,19 @@ impl Learner {
                 self.objective.end_micro_batch();
                 return false;
             }
-            let part = StepPart {
-                first_view: at_hand.start,
-                images: index * images..(index + 1) * images,
-                step_images: sum.micro_batches * images,
-            };
             let mut ctx = ForwardCtx::student(key)
                 .with_precision(precision)
                 .with_collective(&self.collective)
-                .for_part(part)
+                .for_part(part_of(at_hand.start))
                 .after(statistics);
             ctx.activation_checkpointing = self.settings.activation_checkpointing;
             let tape = Tape::new();
             // What does not learn is not on the tape: no gradient is computed, and no activation saved.
             let params = self.student.tracked_where(&tape, |spec| !is_frozen || is_of_head(spec));
-            let features = features(&self.network, &params, &views[at_hand.clone()], &ctx, whose);
+            let mask = self.objective.token_mask(&params, at_hand.clone(), 0..images);
+            let mask = if is_frozen { mask.map(constant) } else { mask };
+            let seen = (&views[at_hand.clone()], mask.as_ref());
+            let features = features(&self.network, &params, seen, &ctx, whose);
             let pass = Pass {
                 params: &params,
                 features,
@@ -467,16 +472,21 @@ pub(crate) fn seen_by_teacher(objective: &dyn Objective, views: usize) -> Range<
     of_views(objective.teacher_views(), views)
 }
 
-/// View and region features of views.
+/// The same tokens where none learns: a gradient would have to go through the whole backbone.
+fn constant(mask: TokenMask) -> TokenMask {
+    TokenMask { token: mask.token.detach(), ..mask }
+}
+
+/// View and region features of views, some of whose tokens may be masked.
 pub(crate) fn features(
     network: &Network,
     params: &Params,
-    views: &[Tensor],
+    (views, mask): (&[Tensor], Option<&TokenMask>),
     ctx: &ForwardCtx,
     statistics: BatchStatistics,
 ) -> RowFeatures {
-    match statistics {
-        BatchStatistics::PerSize => network.features(params, views, ctx),
-        BatchStatistics::PerView => network.features_by_crop(params, views, ctx),
+    match (statistics, mask) {
+        (BatchStatistics::PerView, None) => network.features_by_crop(params, views, ctx),
+        (_, mask) => network.masked_features(params, views, mask, ctx),
     }
 }

@@ -49,6 +49,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     let settings = config.objective.settings();
     let teacher_logits: f64 =
         sizes[seen.clone()].iter().map(|&side| heads(side).teacher_logits).sum();
+    let targets: f64 = sizes[seen.clone()].iter().map(|&side| heads(side).targets).sum();
     let teacher: f64 =
         sizes[seen].iter().map(|&side| settings.teacher_bytes(side, precision)).sum();
     let mut ctx = ForwardCtx::expected().with_precision(precision);
@@ -91,7 +92,9 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     // Pixels of 8 bits, and normalized.
     let input = pixels * micro_batch as f64 * 5.0;
     let teacher = micro_batch as f64 * teacher + settings.held_bytes();
-    let computed = MARGIN * (state + activations.max(apart) + teacher);
+    let compared = if is_apart { config.train.batch_size } else { micro_batch };
+    let targets = compared as f64 * targets;
+    let computed = MARGIN * (state + activations.max(apart).max(targets) + teacher);
     BASE + computed + loader + input + waiting
 }
 

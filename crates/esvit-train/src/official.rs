@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use esvit_files::{FileError, write_atomically};
 use esvit_nn::Device;
-use esvit_nn::weights::{METADATA_KEY, Naming, StoredNetwork, WeightsError, exported, write_error};
+use esvit_nn::weights::{
+    MASK_TOKEN, METADATA_KEY, Naming, StoredNetwork, WeightsError, exported, write_error,
+};
 use esvit_weights::{Float, Tensor, Tree, Values, write_torch};
 use serde_json::json;
 
@@ -81,6 +83,9 @@ pub fn write(checkpoint: &Path, out: &Path, float: Float) -> Result<(), Official
         let stored = StoredNetwork::at(file.file(), &format!("{name}."));
         let (params, _) = stored.load(network.specs(), &Device::Cpu, |_| None)?;
         let tensors = exported(&params, model.family(), Naming::Esvit, float).into_iter();
+        // What masked patches need has no place there.
+        let is_known = |name: &str| name != MASK_TOKEN && !name.starts_with("ibot_head.");
+        let tensors = tensors.filter(|(name, _)| is_known(name));
         let tensors =
             tensors.map(|(name, tensor)| (format!("{prefix}{name}"), Tree::Tensor(tensor)));
         entries.push((name.to_owned(), Tree::Dict(tensors.collect())));

@@ -59,6 +59,52 @@ pub const RECIPES: &[Recipe] = &[
          optim.warmup = '1 epoch'\n\
          objective.teacher_temp_warmup = '3 epochs'"
     ),
+    recipe!("dinov2"),
+    recipe!(
+        "dinov2_imagenet22k",
+        "dinov2",
+        "# DINOv2's published configuration for ImageNet-22K: 625,000 steps of ViT-L/14, with Sinkhorn and two heads.\n\
+         model.arch = 'custom'\n\
+         model.family = 'vit'\n\
+         model.drop_path = 0.4\n\
+         model.img_size = 224\n\
+         model.patch_size = 14\n\
+         model.embed_dim = 1024\n\
+         model.depth = 24\n\
+         model.num_heads = 16\n\
+         model.layer_scale = true\n\
+         model.mlp = 'swiglu'\n\
+         model.position_resize = 'dino'\n\
+         objective.momentum_teacher = 0.994\n\
+         objective.centering = 'sinkhorn'\n\
+         objective.patches.separate_head = true\n\
+         objective.head.out_dim = 131072\n\
+         objective.head.bottleneck_dim = 384\n\
+         optim.lr = 1e-4\n\
+         optim.warmup = '100000 steps'\n\
+         optim.weight_decay_end = 0.2\n\
+         optim.layer_decay = 1.0\n\
+         views.local_sizes = [98]\n\
+         train.steps = 625000\n\
+         train.batch_size = 3072"
+    ),
+    recipe!(
+        "dinov2_materials",
+        "materials",
+        "# DINOv2's terms on the built-in images on a laptop: a small ViT, with Sinkhorn.\n\
+         model.arch = 'vit_micro'\n\
+         objective.name = 'dinov2'\n\
+         objective.teacher_temp = 0.04\n\
+         objective.teacher_temp_warmup = 0\n\
+         objective.momentum_teacher = 0.98\n\
+         objective.centering = 'sinkhorn'\n\
+         objective.freeze_last_layer = 0\n\
+         objective.patch_embed_lr = 1.0\n\
+         objective.head.out_dim = 1024\n\
+         objective.head.hidden_dim = 256\n\
+         objective.head.bottleneck_dim = 64\n\
+         objective.head.norm_last_layer = true"
+    ),
     recipe!("mocov2"),
     recipe!("mocov3"),
     recipe!(

@@ -74,6 +74,7 @@ fn network(
         let setup = Setup {
             width,
             blocks: backbone.blocks(),
+            masking: backbone.masking(),
             classes: 0,
             images: 0,
             seed,

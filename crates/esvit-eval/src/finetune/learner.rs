@@ -27,6 +27,7 @@ pub fn learner(
         let setup = Setup {
             width,
             blocks: shape.blocks(),
+            masking: None,
             classes,
             images: 0,
             seed: settings.seed,

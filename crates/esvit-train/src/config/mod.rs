@@ -236,6 +236,7 @@ impl Config {
             let setup = Setup {
                 width,
                 blocks: backbone.blocks(),
+                masking: backbone.masking(),
                 classes,
                 images: self.train.batch_size,
                 seed: self.seed,
@@ -305,6 +306,14 @@ impl Config {
             );
         }
         let backbone = &self.model.backbone;
+        if objective.masks_patches() && backbone.masking().is_none() {
+            return fail(format!(
+                "a {} backbone has no patches that can be masked (`objective.patches`)\n\
+                 hint: choose a ViT or a Swin, such as `model.arch=vit_small16`, or set \
+                 `objective.patches.weight=0`",
+                backbone.family()
+            ));
+        }
         if backbone.has_batch_norm() && self.train.crops_per_forward > 0 {
             return fail(format!(
                 "`train.crops_per_forward` does not go with a {} backbone, whose batch \

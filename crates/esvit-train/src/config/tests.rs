@@ -3,8 +3,9 @@
 use super::*;
 use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
+use crate::objective::dinov2::Dinov2Config;
 use crate::objective::distill::DistillSettings;
-use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
+use crate::objective::esvit::{Centering, EsvitConfig, NamedWeights, PatchesConfig, Weights};
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
@@ -214,8 +215,8 @@ fn layers_decide_about_the_objective() {
         assert!(error.contains("unknown key `objective."), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
-    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `mocov2`, `mocov3`, \
-                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, `distill`";
+    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
+                    `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, `distill`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -397,6 +398,23 @@ fn every_setting_has_its_bounds() {
         ("densecl", "hidden_dim=0", "hidden_dim=1"),
         ("densecl", "momentum_teacher=1.5", "momentum_teacher=0.0"),
         ("densecl", "temperature=0.0", "temperature=0.2"),
+        ("esvit", "koleo=-0.1", "koleo=0.1"),
+        ("esvit", "koleo=inf", "koleo=0.0"),
+        ("esvit", "sinkhorn_iterations=1001", "sinkhorn_iterations=0"),
+        ("esvit", "centering=mean", "centering=sinkhorn"),
+        ("esvit", "patches.weight=-1.0", "patches.weight=1.0"),
+        ("esvit", "patches.weight=inf", "patches.weight=0.5"),
+        ("esvit", "patches.mask_probability=0.0", "patches.mask_probability=1.0"),
+        ("esvit", "patches.mask_probability=1.1", "patches.mask_probability=0.1"),
+        ("esvit", "patches.mask_ratio=[0.5,0.4]", "patches.mask_ratio=[0.5,0.5]"),
+        ("esvit", "patches.mask_ratio=[0.0,0.0]", "patches.mask_ratio=[0.0,0.1]"),
+        ("esvit", "patches.mask_ratio=[0.1,1.1]", "patches.mask_ratio=[0.1,1.0]"),
+        ("dinov2", "patches.mask_ratio=[-0.1,0.1]", "patches.mask_ratio=[0.1,0.1]"),
+        ("dinov2", "patch_embed_lr=-0.1", "patch_embed_lr=0.0"),
+        ("dinov2", "patch_embed_lr=1001.0", "patch_embed_lr=1000.0"),
+        ("dinov2", "teacher_temp=0.0", "teacher_temp=0.04"),
+        ("dinov2", "head.out_dim=1", "head.out_dim=2"),
+        ("dinov2", "koleo=nan", "koleo=0"),
     ] {
         let name = format!("objective.name={name}");
         let [refused, allowed] = [refused, allowed].map(|text| format!("objective.{text}"));
@@ -418,6 +436,8 @@ fn objectives_and_the_passes_of_their_views() {
         ("simclr", false),
         ("byol", false),
         ("swav", false),
+        ("dinov2", false),
+        ("esvit", true),
     ] {
         let name = format!("objective.name={name}");
         let found = resolve(&[&name]).unwrap().crop_chunks();
@@ -425,6 +445,95 @@ fn objectives_and_the_passes_of_their_views() {
         let given = resolve(&[&name, "train.crops_per_forward=1"]);
         assert_eq!(given.is_ok(), splits, "{name}");
     }
+}
+
+/// Each term that compares images sees all views at once, and masked patches alone do not.
+#[test]
+fn terms_of_dinov2_in_the_view_task() {
+    for (term, splits, described) in [
+        ("objective.koleo=0.1", false, "L_V + L_R + KoLeo to 65536 prototypes"),
+        (
+            "objective.centering=sinkhorn",
+            false,
+            "L_V + L_R to 65536 prototypes, balanced by Sinkhorn",
+        ),
+        ("objective.patches.weight=1", true, "L_V + L_R + masked patches to 65536 prototypes"),
+    ] {
+        let config = resolve(&[term]).unwrap();
+        assert_eq!(config.crop_chunks() != CropChunks::All, splits, "{term}");
+        assert_eq!(config.objective.settings().describe(), described);
+        let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
+        assert_eq!(again, config, "{term}");
+    }
+    let dinov2 = resolve(&["objective.name=dinov2"]).unwrap().objective;
+    let described = "DINOv2, L_V + masked patches + KoLeo to 65536 prototypes";
+    assert_eq!(dinov2.settings().describe(), described);
+}
+
+/// DINOv2's default configuration, which is that of ViT-L/16 on ImageNet-1K, in the terms of its code: 125,000
+/// steps in 100 epochs of 1,250, and a rate of 4e-3 at 1,024 images that grows with the root of the batch.
+#[test]
+fn the_recipe_of_dinov2_is_the_published_one() {
+    let config = recipe("dinov2");
+    let ObjectiveConfig::Dinov2(objective) = &config.objective else { panic!("{config:?}") };
+    let head = HeadConfig { norm_last_layer: false, ..HeadConfig::default() };
+    let patches = PatchesConfig { weight: 1.0, ..PatchesConfig::default() };
+    let expected = Dinov2Config {
+        student_temp: 0.1,
+        teacher_temp: 0.07,
+        warmup_teacher_temp: 0.04,
+        teacher_temp_warmup: Span::Steps(37_500),
+        momentum_teacher: 0.992,
+        centering: Centering::Softmax,
+        sinkhorn_iterations: 3,
+        center_momentum: 0.9,
+        koleo: 0.1,
+        patches: patches.clone(),
+        freeze_last_layer: Span::Steps(1250),
+        patch_embed_lr: 0.2,
+        head: head.clone(),
+    };
+    assert_eq!(objective, &expected);
+    assert_eq!((config.model.arch.as_str(), config.model.drop_path), ("vit_large16", 0.3));
+    let BackboneConfig::Vit(vit) = &config.model.backbone else { panic!("{config:?}") };
+    assert!(vit.layer_scale);
+    let Config { train, optim, views, .. } = &config;
+    assert_eq!((train.batch_size, train.steps, train.epochs), (2048, Some(125_000), None));
+    let rate = optim.lr_schedule(2048, RunLength { total_steps: 125_000, steps_per_epoch: 625 });
+    let peak = rate.at(12_499);
+    assert!((peak / (4e-3 * 2f64.sqrt()) - 1.0).abs() < 1e-9, "{peak}");
+    assert_eq!((optim.warmup, optim.layer_decay), (Span::Steps(12_500), 0.9));
+    assert_eq!([optim.weight_decay, optim.weight_decay_end, optim.min_lr], [0.04, 0.4, 1e-6]);
+    assert_eq!((optim.clip_grad, optim.clip_scope), (Some(3.0), ClipScope::Global));
+    assert_eq!(views.sizes(), [vec![224; 2], vec![96; 8]].concat());
+    assert_eq!([views.global_scale, views.local_scale], [[0.32, 1.0], [0.05, 0.32]]);
+
+    // ViT-L/14 on ImageNet-22K: 500 epochs of 1,250 steps, a rate of 2e-4 at 1,024 images.
+    let config = recipe("dinov2_imagenet22k");
+    let ObjectiveConfig::Dinov2(objective) = &config.objective else { panic!("{config:?}") };
+    let head = HeadConfig { out_dim: 131_072, bottleneck_dim: 384, ..head };
+    let expected = Dinov2Config {
+        teacher_temp_warmup: Span::Steps(37_500),
+        momentum_teacher: 0.994,
+        centering: Centering::Sinkhorn,
+        patches: PatchesConfig { separate_head: true, ..patches },
+        head,
+        ..expected
+    };
+    assert_eq!(objective, &expected);
+    let BackboneConfig::Vit(vit) = &config.model.backbone else { panic!("{config:?}") };
+    assert_eq!((vit.patch_size, vit.embed_dim, vit.hidden_width()), (14, 1024, 2736));
+    assert_eq!((config.model.drop_path, vit.layer_scale), (0.4, true));
+    assert_eq!((config.train.batch_size, config.train.steps), (3072, Some(625_000)));
+    let OptimConfig { lr, layer_decay, weight_decay_end, warmup, .. } = config.optim;
+    assert!((lr * 2.0 / 2e-4 - 1.0).abs() < 1e-12, "{lr}");
+    assert_eq!((layer_decay, weight_decay_end, warmup), (1.0, 0.2, Span::Steps(100_000)));
+    assert_eq!(config.views.sizes(), [vec![224; 2], vec![98; 8]].concat());
+    // The small one has all of these terms.
+    let config = recipe("dinov2_materials");
+    let ObjectiveConfig::Dinov2(objective) = &config.objective else { panic!("{config:?}") };
+    assert_eq!((objective.centering, objective.koleo), (Centering::Sinkhorn, 0.1));
+    assert_eq!((objective.patches.weight, config.model.arch.as_str()), (1.0, "vit_micro"));
 }
 
 /// What the papers and their code say, in their own terms: the peak of the rate, and what belongs to the
@@ -540,9 +649,35 @@ fn settings_that_do_not_go_together_are_refused() {
             "`train.crops_per_forward` does not go with a CvT backbone, whose batch normalization",
         ),
         (
+            ["objective.mixup.enabled=true", "objective.patches.weight=1"],
+            ["objective.region=false", "objective.patches.weight=1"],
+            "hint: set `objective.patches.weight=0` to train with mixup",
+        ),
+        (
             ["objective.mixup.enabled=true", "objective.region=true"],
             ["objective.mixup.enabled=true", "objective.region=false"],
             "hint: set `objective.region=false`",
+        ),
+        (
+            ["objective.patches.weight=1", "model.arch=pvt_tiny"],
+            ["objective.patches.weight=1", "model.arch=vit_small16"],
+            "a PVT backbone has no patches that can be masked (`objective.patches`)",
+        ),
+        (
+            ["objective.name=dinov2", "model.arch=resnet50"],
+            ["objective.name=dinov2", "model.arch=swin_tiny"],
+            "hint: choose a ViT or a Swin, such as `model.arch=vit_small16`, or set \
+             `objective.patches.weight=0`",
+        ),
+        (
+            ["objective.patches.weight=1", "head.use_bn_in_head=true"],
+            ["objective.patches.weight=0", "head.use_bn_in_head=true"],
+            "batch normalization would mix views and masked patches",
+        ),
+        (
+            ["objective.koleo=0.1", "train.crops_per_forward=2"],
+            ["objective.koleo=0.0", "train.crops_per_forward=2"],
+            "`train.crops_per_forward` does not go with this objective",
         ),
         (
             ["train.epochs=5", "train.steps=5"],
@@ -604,6 +739,15 @@ fn defaults_are_the_published_settings() {
         warmup_teacher_temp: 0.04,
         teacher_temp_warmup: Span::Epochs(0.0),
         center_momentum: 0.9,
+        centering: Centering::Softmax,
+        sinkhorn_iterations: 3,
+        koleo: 0.0,
+        patches: PatchesConfig {
+            weight: 0.0,
+            mask_probability: 0.5,
+            mask_ratio: [0.1, 0.5],
+            separate_head: false,
+        },
         mixup: MixupConfig {
             enabled: false,
             mixup_alpha: 0.8,

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use esvit_nn::Device;
+use esvit_nn::backbone::Masking;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
 use esvit_settings::describe::{Describe, Value, json};
@@ -13,6 +14,7 @@ use toml::Table;
 
 use super::byol::ByolConfig;
 use super::densecl::DenseClConfig;
+use super::dinov2::Dinov2Config;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
 use super::moby::MobyConfig;
@@ -30,6 +32,8 @@ pub struct Setup {
     pub width: usize,
     /// Blocks of the backbone.
     pub blocks: usize,
+    /// How its patches are masked, if they can be.
+    pub masking: Option<Masking>,
     /// Number of classes of the images, 0 without labels.
     pub classes: usize,
     /// Images of a step, over all micro-batches and processes.
@@ -69,6 +73,11 @@ pub trait ObjectiveSettings: Debug {
 
     /// Number of global views that it needs at least.
     fn global_views(&self) -> u32;
+
+    /// Whether patches of the student's views are masked, which not all backbones have.
+    fn masks_patches(&self) -> bool {
+        false
+    }
 
     /// Whether batches have labels.
     fn needs_labels(&self) -> bool {
@@ -115,6 +124,8 @@ pub struct HeadMemory {
     pub student_logits: f64,
     /// Exponentials of the teacher's logits.
     pub teacher_logits: f64,
+    /// What is computed of the teacher's logits before the student's pass.
+    pub targets: f64,
 }
 
 /// Checks a temperature of a softmax.
@@ -206,6 +217,8 @@ macro_rules! objectives {
 objectives! {
     /// DINO's view task and EsViT's region task.
     Esvit(EsvitConfig) = "esvit",
+    /// DINOv2: the view task with masked patch prediction and KoLeo.
+    Dinov2(Dinov2Config) = "dinov2",
     /// MoCo-v2: one view tells its image from those in a queue, by the other view's key.
     MocoV2(MocoV2Config) = "mocov2",
     /// MoCo-v3: both views tell their image from the others of the batch, by a momentum encoder's keys.

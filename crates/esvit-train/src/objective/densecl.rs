@@ -70,7 +70,7 @@ impl ObjectiveSettings for DenseClConfig {
         let rows = 1.0 + tokens;
         let saved = rows * (width + 2.0 * hidden + 2.0 * out) * saved_bytes(precision);
         let student_logits = rows * 4.0 * self.queue_length as f64;
-        HeadMemory { saved, student_logits, teacher_logits: 0.0 }
+        HeadMemory { saved, student_logits, ..HeadMemory::default() }
     }
 
     fn state_memory(&self) -> f64 {

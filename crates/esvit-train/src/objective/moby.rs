@@ -65,7 +65,7 @@ impl ObjectiveSettings for MobyConfig {
         let [hidden, out] = [self.hidden_dim, self.out_dim].map(|width| width as f64);
         let saved = (width + 6.0 * hidden + 3.0 * out) * saved_bytes(precision);
         let student_logits = 4.0 * self.queue_length as f64;
-        HeadMemory { saved, student_logits, teacher_logits: 0.0 }
+        HeadMemory { saved, student_logits, ..HeadMemory::default() }
     }
 
     fn state_memory(&self) -> f64 {

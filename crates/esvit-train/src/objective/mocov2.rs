@@ -65,7 +65,8 @@ impl ObjectiveSettings for MocoV2Config {
 
     fn memory(&self, _tokens: f64, width: f64, precision: Precision) -> HeadMemory {
         let saved = (2.0 * width + self.out_dim as f64) * saved_bytes(precision);
-        HeadMemory { saved, student_logits: 4.0 * self.queue_length as f64, teacher_logits: 0.0 }
+        let student_logits = 4.0 * self.queue_length as f64;
+        HeadMemory { saved, student_logits, ..HeadMemory::default() }
     }
 
     fn state_memory(&self) -> f64 {

@@ -1,18 +1,19 @@
 //! The interface of an objective to the training loop.
 //!
 //! An objective is a file here with its settings and its losses, and a row in [`ObjectiveConfig`].
-//! In a step the loop calls, in this order: [`Objective::begin_step`]; for every micro-batch the
-//! teacher's forward pass, [`Objective::targets`], [`Objective::student_views`] and, for every chunk of
+//! In a step the loop calls, in this order: [`Objective::begin_step`]; for every micro-batch
+//! [`Objective::begin_micro_batch`], the teacher's forward pass, [`Objective::targets`], [`Objective::student_views`] and, for every chunk of
 //! the student's views, a forward pass, [`Objective::loss`] and the backward pass, and
 //! [`Objective::end_micro_batch`]; then clipping, optimizer and EMA; and, if loss and gradient are
 //! finite, [`Objective::commit`].
 //!
 //! Where [`Objective::compares_images`], the parts of that loop for a micro-batch come once a step, with
-//! the view features of all micro-batches.
+//! the view features of all micro-batches, and where [`Objective::compares_regions`] those of regions.
 
 pub mod byol;
 mod config;
 pub mod densecl;
+pub mod dinov2;
 pub mod distill;
 pub mod esvit;
 mod health;
@@ -32,7 +33,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_nn::backbone::RowFeatures;
+use esvit_nn::backbone::{RowFeatures, TokenMask};
+use esvit_nn::forward_ctx::StepPart;
 use esvit_nn::params::{ParamId, ParamSpec};
 use esvit_nn::{Collective, ForwardCtx, Network, Params, Tensor};
 
@@ -278,6 +280,12 @@ pub trait Objective: Any + Debug + Send {
         false
     }
 
+    /// Whether, where images are compared, `targets` and `loss` need the region features of all
+    /// micro-batches as well.
+    fn compares_regions(&self) -> bool {
+        false
+    }
+
     /// Whether it is the student that is evaluated though there is a teacher, as in MoCo and BYOL, whose
     /// teachers serve training alone.
     fn evaluates_student(&self) -> bool {
@@ -311,6 +319,21 @@ pub trait Objective: Any + Debug + Send {
     /// Takes back what [`Objective::begin_step`] has changed of the student, as the step will not be
     /// ended.
     fn abandon_step(&mut self, _student: &mut Params) {}
+
+    /// Called before the passes over a micro-batch, or over all of them where images are compared; `part`
+    /// has their place in the step.
+    fn begin_micro_batch(&mut self, _batch: &MicroBatch, _at: &StepInfo, _part: &StepPart) {}
+
+    /// Tokens that are hidden from the student's blocks in a pass over some views of some images of the
+    /// micro-batch at hand. `params` are those of the pass.
+    fn token_mask(
+        &self,
+        _params: &Params,
+        _views: Range<usize>,
+        _images: Range<usize>,
+    ) -> Option<TokenMask> {
+        None
+    }
 
     /// Prepares the targets of a micro-batch, without a gradient. `teacher` has the teacher's pass
     /// over [`Objective::teacher_input`], if there is a teacher and something for it to see.

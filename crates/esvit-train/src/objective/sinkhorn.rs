@@ -3,7 +3,7 @@
 //! Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments"
 //! (NeurIPS 2020), section 3.1, equation 3.
 
-use esvit_nn::Tensor;
+use esvit_nn::{Collective, Tensor};
 
 /// Assignments `[samples, K]` of `scores [samples, K]`: `e^(scores / epsilon)` whose columns and rows
 /// are scaled in turn, columns to `1 / K` and rows to `1 / samples` in sum, and then by the number of
@@ -24,6 +24,52 @@ pub fn assignments(scores: Tensor, epsilon: f64, iterations: usize) -> Tensor {
     rows_to_one(shares)
 }
 
+/// The center `[K]` by which a softmax over `scores [samples, K]` is balanced:
+/// `softmax((scores - center) / epsilon)` has the rows of [`assignments`]. Samples are those of all
+/// processes; this one may have none. The center's mean is 0. No gradient.
+///
+/// Columns are scaled by `v` and rows by `u` in turn. The last one makes rows sum to 1, so that row `b` is
+/// the softmax of `scores[b] / epsilon + ln v`, whatever its `u`.
+pub fn balancing_center(
+    scores: Tensor,
+    epsilon: f64,
+    iterations: usize,
+    collective: &dyn Collective,
+) -> Tensor {
+    let [samples, prototypes] = scores.dims();
+    let device = scores.device();
+    let mut center = Tensor::zeros([prototypes], &device);
+    let all_samples = collective.all_reduce(Tensor::full(samples as f32, [1], &device));
+    // Of the largest score of every row, so that no row vanishes.
+    let largest = match samples {
+        0 => Tensor::full(f32::NEG_INFINITY, [1, 1], &device),
+        _ => scores.clone().detach().max_dim(1),
+    };
+    let top = collective.all_gather(largest.clone().max_dim(0).reshape([1])).max_dim(0);
+    let own = (samples > 0).then(|| {
+        let shares = ((scores.detach() - largest.clone()) / epsilon).exp();
+        (shares.clone().transpose(), shares)
+    });
+    let mut of_rows = ((largest - top) / epsilon).exp();
+    for _ in 0..iterations {
+        let sums = match &own {
+            Some((columns, _)) => columns.clone().matmul(of_rows).reshape([prototypes]),
+            None => Tensor::zeros([prototypes], &device),
+        };
+        let sums = collective.all_reduce(sums).clamp_min(LEAST) * prototypes as f64;
+        let of_columns = 1.0 / sums;
+        of_rows = match &own {
+            Some((_, rows)) => {
+                let sums = rows.clone().matmul(of_columns.clone().reshape([prototypes, 1]));
+                1.0 / (sums.clamp_min(LEAST) * all_samples.clone())
+            }
+            None => Tensor::zeros([1, 1], &device),
+        };
+        center = of_columns.log() * -epsilon;
+    }
+    center.clone() - center.mean()
+}
+
 /// Least sum that is divided by.
 const LEAST: f64 = 1e-30;
 
@@ -35,8 +81,9 @@ fn rows_to_one(shares: Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_nn::Device;
-    use esvit_testing::{assert_close, hash, hashed};
+    use esvit_nn::{Device, Solo};
+    use esvit_testing::losses::{flat, rows, sinkhorn};
+    use esvit_testing::{Pair, assert_close, hash, hashed};
 
     const SAMPLES: usize = 6;
     const PROTOTYPES: usize = 4;
@@ -116,5 +163,52 @@ mod tests {
         let softmax = (scores(0.0) / 0.5).softmax(1).to_vec::<f32>();
         let expected: Vec<f64> = softmax.iter().map(|&value| value.into()).collect();
         assert_close("softmax", &found, &expected, 1e-6);
+    }
+
+    /// The shares of scores by a center.
+    fn centered(scores: Tensor, center: Tensor, epsilon: f64) -> Vec<f32> {
+        ((scores - center) / epsilon).softmax(1).to_vec()
+    }
+
+    /// A center gives what balancing gives, by its definition in f64 as well, and an amount that all scores
+    /// have changes nothing.
+    #[test]
+    fn a_center_balances() {
+        let given = rows(&numbers(), PROTOTYPES);
+        for (epsilon, iterations) in [(0.25, 3), (0.05, 3), (0.05, 1), (1.0, 60)] {
+            let expected = flat(&sinkhorn(&given, epsilon, iterations));
+            for shift in [0.0, 7.0] {
+                let center = balancing_center(scores(shift), epsilon, iterations, &Solo);
+                assert!(center.clone().mean().item().abs() < 1e-6, "{shift}");
+                let found = centered(scores(shift), center, epsilon);
+                // Scores of about 7 are rounded to 5e-7, which the sharpness magnifies.
+                let tolerance = if shift == 0.0 { 1e-5 } else { 1e-4 };
+                assert_close("by a center", &found, &expected, tolerance);
+            }
+            let found = assignments(scores(0.0), epsilon, iterations).to_vec::<f32>();
+            assert_close("assignments", &found, &expected, 1e-5);
+        }
+        let none = balancing_center(scores(0.0), 0.05, 0, &Solo);
+        assert_eq!(none.to_vec::<f32>(), [0.0; PROTOTYPES]);
+    }
+
+    /// Two processes have the center of all samples, also where one has none of them.
+    #[test]
+    fn a_center_of_all_processes() {
+        let expected = balancing_center(scores(0.0), 0.05, 3, &Solo).to_vec::<f32>();
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        for first in [2, 0] {
+            let found = Pair::run(|collective| {
+                let own = [0..first, first..SAMPLES][collective.rank()].clone();
+                let own = scores(0.0).narrow(0, own.start, own.len());
+                balancing_center(own, 0.05, 3, &*collective).to_vec::<f32>()
+            });
+            assert!(found[0] == found[1], "the same bits");
+            assert_close("center", &found[0], &expected, 1e-6);
+        }
+    }
+
+    fn numbers() -> Vec<f64> {
+        hashed(1, SAMPLES * PROTOTYPES).into_iter().map(f64::from).collect()
     }
 }

@@ -188,7 +188,8 @@ impl ObjectiveSettings for DistillConfig {
             DistillLoss::Prototypes => rows * self.settings.prototypes as f64 * 4.0,
             _ => 0.0,
         };
-        HeadMemory { saved, student_logits: 3.0 * logits, teacher_logits: logits }
+        let student_logits = 3.0 * logits;
+        HeadMemory { saved, student_logits, teacher_logits: logits, ..HeadMemory::default() }
     }
 
     fn state_memory(&self) -> f64 {

@@ -4,7 +4,7 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
 use esvit_settings::describe::{Describe, Value, json, one_of, table};
-use esvit_settings::{SettingError, check, settings};
+use esvit_settings::{SettingError, check, settings, words};
 use serde::{Deserialize, Serialize};
 
 use super::{Esvit, health};
@@ -35,11 +35,78 @@ settings! {
         /// Length during which the prototypes are frozen: `1 epoch`, `500 steps` or `10%`. One that
         /// is longer than the run becomes a tenth of it.
         pub freeze_last_layer: Span = Span::Epochs(1.0),
+        /// How the teacher's targets for views and masked patches are balanced, so that no prototype
+        /// dominates: `softmax`, less a running mean of the logits (DINO), or `sinkhorn`, by scaling
+        /// those of a step until all prototypes have as many. Regions have the first.
+        pub centering: Centering = Centering::Softmax,
+        /// How often `sinkhorn` scales; 0 leaves targets as they are, which collapses.
+        pub sinkhorn_iterations: usize = 3,
+        /// Weight of KoLeo, by which the view features of the images of a step spread evenly: 0.1 in
+        /// DINOv2, 0 for none.
+        pub koleo: f64 = 0.0,
+        /// Masked patch prediction.
+        pub patches: PatchesConfig = PatchesConfig::default(),
         /// Mixup and CutMix of the student's images; view task only.
         pub mixup: MixupConfig = MixupConfig::default(),
         /// The projection heads.
         pub head: HeadConfig = HeadConfig::default(),
     }
+}
+
+settings! {
+    /// Masked patch prediction (iBOT): of patches that are masked in the student's global views, the
+    /// teacher's distributions are predicted. For ViT and Swin, of which regions of the last map are masked.
+    pub struct PatchesConfig {
+        /// Weight of masked patch prediction: 1 in iBOT and DINOv2, 0 for none.
+        pub weight: f64 = 0.0,
+        /// Share of the global views that have masked patches.
+        pub mask_probability: f64 = 0.5,
+        /// Least and largest share of masked patches of such a view; views cover the range evenly.
+        pub mask_ratio: [f64; 2] = [0.1, 0.5],
+        /// Gives masked patches a head of their own, of the same shape; without, they have that of the
+        /// views.
+        pub separate_head: bool = false,
+    }
+}
+
+impl PatchesConfig {
+    /// Whether patches are masked.
+    pub fn is_on(&self) -> bool {
+        self.weight > 0.0
+    }
+
+    /// Share of masked patches of all global views, about.
+    fn share(&self) -> f64 {
+        let [least, most] = self.mask_ratio;
+        if self.is_on() { self.mask_probability * 0.5 * (least + most) } else { 0.0 }
+    }
+
+    fn validate(&self) -> Result<(), SettingError> {
+        let need = "it must be at least 0, and finite";
+        check((0.0..=f64::MAX).contains(&self.weight), "weight", self.weight, need)?;
+        let (probability, need) = (self.mask_probability, "it must be above 0, and at most 1");
+        let is_share = probability > 0.0 && probability <= 1.0;
+        check(is_share, "mask_probability", probability, need)?;
+        let [least, most] = self.mask_ratio;
+        let is_range = 0.0 <= least && least <= most && 0.0 < most && most <= 1.0;
+        let need =
+            "the second must be above 0, and the first from 0 to the second, which is 1 at most";
+        check(is_range, "mask_ratio", format!("[{least}, {most}]"), need)
+    }
+}
+
+/// How the teacher's targets are balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Centering {
+    /// A running mean of the teacher's logits is subtracted before its softmax.
+    Softmax,
+    /// Sinkhorn and Knopp's iteration over the images of a step.
+    Sinkhorn,
+}
+
+words! {
+    Centering: "softmax", "sinkhorn";
 }
 
 /// Weights of the two tasks.
@@ -90,11 +157,37 @@ impl EsvitConfig {
     pub fn tasks(&self) -> &'static str {
         if self.region { "L_V + L_R" } else { "L_V" }
     }
+
+    /// Terms beside these tasks, each after a plus sign.
+    pub(crate) fn terms(&self) -> String {
+        let patches = if self.patches.is_on() { " + masked patches" } else { "" };
+        let koleo = if self.koleo > 0.0 { " + KoLeo" } else { "" };
+        format!("{patches}{koleo}")
+    }
+
+    /// How targets are balanced, if not as in DINO.
+    pub(crate) fn balance(&self) -> &'static str {
+        match self.centering {
+            Centering::Softmax => "",
+            Centering::Sinkhorn => ", balanced by Sinkhorn",
+        }
+    }
+
+    /// Whether targets or loss need all images of a step at once.
+    pub fn compares_images(&self) -> bool {
+        self.koleo > 0.0 || self.centering == Centering::Sinkhorn
+    }
+
+    /// Whether they then need the regions of all images as well.
+    pub fn compares_regions(&self) -> bool {
+        self.compares_images() && (self.region || self.patches.is_on())
+    }
 }
 
 impl ObjectiveSettings for EsvitConfig {
     fn describe(&self) -> String {
-        format!("{} to {} prototypes", self.tasks(), self.head.out_dim)
+        let (tasks, terms, balance) = (self.tasks(), self.terms(), self.balance());
+        format!("{tasks}{terms} to {} prototypes{balance}", self.head.out_dim)
     }
 
     fn validate(&self) -> Result<(), SettingError> {
@@ -121,7 +214,19 @@ impl ObjectiveSettings for EsvitConfig {
         self.head.validate().map_err(|error| error.within("head"))?;
         let (prototypes, need) = (self.head.out_dim, "one prototype tells no two images apart");
         check(prototypes > 1, "head.out_dim", prototypes, need)?;
+        let (iterations, need) = (self.sinkhorn_iterations, "it must be at most 1000");
+        check(iterations <= 1000, "sinkhorn_iterations", iterations, need)?;
+        let need = "it must be at least 0, and finite";
+        check((0.0..=f64::MAX).contains(&self.koleo), "koleo", self.koleo, need)?;
+        self.patches.validate().map_err(|error| error.within("patches"))?;
+        let need = "batch normalization would mix views and masked patches\n\
+                    hint: set `objective.patches.weight=0`, or `objective.head.use_bn_in_head=false`";
+        let is_mixed = self.head.use_bn_in_head && self.patches.is_on();
+        check(!is_mixed, "head.use_bn_in_head", true, need)?;
         self.mixup.validate("mixup")?;
+        let need = "of mixed images the teacher has no patches to predict\n\
+                    hint: set `objective.patches.weight=0` to train with mixup";
+        check(!(self.mixup.enabled && self.patches.is_on()), "mixup.enabled", true, need)?;
         let need = "regions of mixed images have no match\n\
                     hint: set `objective.region=false` to train the view task alone with mixup";
         check(!(self.mixup.enabled && self.region), "mixup.enabled", true, need)
@@ -135,7 +240,14 @@ impl ObjectiveSettings for EsvitConfig {
         2
     }
 
+    fn masks_patches(&self) -> bool {
+        self.patches.is_on()
+    }
+
     fn chunking(&self) -> Chunking {
+        if self.compares_images() {
+            return Chunking::ByImage;
+        }
         if self.head.use_bn_in_head { Chunking::Whole } else { Chunking::ByView }
     }
 
@@ -144,10 +256,19 @@ impl ObjectiveSettings for EsvitConfig {
             Precision::F32 => 4.0,
             Precision::Bf16 => 2.0,
         };
+        let prototypes = self.head.out_dim as f64;
+        let masked = self.patches.share() * tokens;
         let rows = if self.region { 1.0 + tokens } else { 1.0 };
+        let rows = rows + masked;
         let saved = rows * (2.0 * self.head.hidden_dim as f64 + width) * (size + 4.0);
-        let logits = rows * self.head.out_dim as f64 * size;
-        HeadMemory { saved, student_logits: logits, teacher_logits: logits }
+        // Features of regions wait for the others, and then for their gradients.
+        let waiting = if self.compares_regions() { 8.0 * tokens * width } else { 0.0 };
+        let logits = rows * prototypes * size;
+        // Sinkhorn's shares, by rows and by columns.
+        let is_balanced = self.centering == Centering::Sinkhorn;
+        let targets = if is_balanced { 8.0 * (1.0 + masked) * prototypes } else { 0.0 };
+        let saved = saved + waiting;
+        HeadMemory { saved, student_logits: logits, teacher_logits: logits, targets }
     }
 
     fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {

@@ -92,7 +92,7 @@ pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> He
 }
 
 /// Mean entropy of rows in nats, with 0 log 0 = 0.
-fn mean_entropy(rows: Tensor) -> f64 {
+pub(super) fn mean_entropy(rows: Tensor) -> f64 {
     let log = rows.clone().clamp_min(f32::MIN_POSITIVE.into()).log();
     -scalar((rows * log).sum_dim(1).mean())
 }

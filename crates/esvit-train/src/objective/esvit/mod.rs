@@ -3,23 +3,39 @@
 //! Both are cross-entropies of the student to the teacher's distributions over prototypes; they
 //! differ in which rows are paired. This module lists the pairs, and
 //! [`ops::prototype_cross_entropy`] sums over them.
+//!
+//! Beside them there may be the terms of DINOv2: masked patch prediction (`patches.rs`), KoLeo
+//! (`koleo.rs`), and targets that are balanced by Sinkhorn's iteration.
 
 mod centers;
 mod config;
 mod health;
+mod koleo;
+mod masks;
+mod patches;
 mod region;
 mod view;
 
 pub use centers::Centers;
-pub use config::{EsvitConfig, NamedWeights, Weights};
+pub use config::{Centering, EsvitConfig, NamedWeights, PatchesConfig, Weights};
 pub use health::{CONSTANT, UNIFORM, examine};
+pub use koleo::koleo;
+pub use masks::Masks;
+pub use patches::Patches;
+
+use std::ops::Range;
 
 use esvit_kernels::profile;
+use esvit_nn::backbone::TokenMask;
 use esvit_nn::esvit_heads::{EsvitHeads, Predictions};
+use esvit_nn::forward_ctx::StepPart;
 use esvit_nn::ops::{self, Precision, TeacherRows};
-use esvit_nn::params::{ParamId, Params, Scope};
+use esvit_nn::params::{ParamId, ParamSpec, Params, Scope};
 use esvit_nn::{Collective, Tensor};
 
+use self::patches::HeadPass;
+use super::pairs::rows_of_view;
+use super::sinkhorn::balancing_center;
 use super::{
     EmaTiming, GLOBAL_VIEWS, Health, Loss, LossPart, MicroBatch, Objective, Pass, Setup,
     StateTensor, StepInfo, Teacher, Views,
@@ -30,6 +46,7 @@ use crate::span::Span;
 
 const CENTER: &str = "center";
 const CENTER_GRID: &str = "center_grid";
+const CENTER_PATCH: &str = "center_patch";
 
 /// The objective of a run.
 #[derive(Debug)]
@@ -40,11 +57,17 @@ pub struct Esvit {
     pub heads: EsvitHeads,
     /// The centers of the teacher's logits.
     pub centers: Centers,
+    /// Masked patch prediction, if it is trained.
+    pub patches: Option<Patches>,
+    /// Factor of the learning rate of the patch embedding.
+    pub patch_embed_lr: f64,
     /// The type of GEMM operands.
     pub precision: Precision,
     seed: u64,
     /// The teacher's predictions for the micro-batch at hand.
     teacher: Option<Predictions>,
+    /// What balances those for views, if that is not the running mean.
+    balance: Option<Tensor>,
     /// What the student's images of that micro-batch are mixed of.
     mixing: Option<Vec<Vec<f32>>>,
     health: Option<Health>,
@@ -55,16 +78,32 @@ impl Esvit {
     pub fn new(config: &EsvitConfig, scope: &mut Scope<'_>, setup: &Setup) -> Self {
         let heads = EsvitHeads::new(scope, setup.width, &config.head, config.region);
         let centers = Centers::zeros(heads.prototypes(), heads.has_region(), &setup.device);
+        let patches = config.patches.is_on().then(|| Patches::new(scope, config, setup));
         Self {
             config: config.clone(),
             heads,
             centers,
+            patches,
+            patch_embed_lr: 1.0,
             precision: setup.precision,
             seed: setup.seed,
             teacher: None,
+            balance: None,
             mixing: None,
             health: None,
         }
+    }
+
+    /// Centers of the targets of the micro-batch at hand.
+    fn centers_at_hand(&self) -> Centers {
+        let view = self.balance.as_ref().unwrap_or(&self.centers.view);
+        Centers::new(view.clone(), self.centers.region.clone())
+    }
+
+    /// Temperature and number of iterations, if targets are balanced by Sinkhorn's.
+    fn balanced(&self, at: &StepInfo) -> Option<(f64, usize)> {
+        let is_balanced = self.config.centering == Centering::Sinkhorn;
+        is_balanced.then(|| (self.teacher_temp(at), self.config.sinkhorn_iterations))
     }
 
     /// The teacher's temperature in a step: constant within an epoch, as in the official code, if its
@@ -89,7 +128,20 @@ impl Objective for Esvit {
     fn chance_loss(&self) -> f64 {
         let (view, region) = self.config.weights.factors(self.heads.has_region());
         let region = if self.heads.has_region() { region } else { 0.0 };
-        (view + region) * (self.heads.prototypes() as f64).ln()
+        let patches = self.patches.as_ref().map_or(0.0, Patches::weight);
+        (view + region + patches) * (self.heads.prototypes() as f64).ln()
+    }
+
+    fn compares_images(&self) -> bool {
+        self.config.compares_images()
+    }
+
+    fn compares_regions(&self) -> bool {
+        self.config.compares_regions()
+    }
+
+    fn lr_scale(&self, spec: &ParamSpec) -> f64 {
+        if spec.name.starts_with("patch_embed.") { self.patch_embed_lr } else { 1.0 }
     }
 
     fn teacher(&self, at: &StepInfo) -> Teacher {
@@ -97,13 +149,30 @@ impl Objective for Esvit {
     }
 
     fn frozen(&self, at: &StepInfo) -> Vec<ParamId> {
-        let is_frozen = at.is_within(self.config.freeze_last_layer);
-        if is_frozen { self.heads.last_layers() } else { Vec::new() }
+        if !at.is_within(self.config.freeze_last_layer) {
+            return Vec::new();
+        }
+        let of_patches = self.patches.iter().flat_map(Patches::last_layer);
+        self.heads.last_layers().into_iter().chain(of_patches).collect()
     }
 
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.centers.forget();
+        self.patches.iter_mut().for_each(Patches::forget);
         self.health = None;
+    }
+
+    fn begin_micro_batch(&mut self, batch: &MicroBatch, at: &StepInfo, part: &StepPart) {
+        self.patches.iter_mut().for_each(|patches| patches.begin(batch, at.step, part));
+    }
+
+    fn token_mask(
+        &self,
+        params: &Params,
+        views: Range<usize>,
+        images: Range<usize>,
+    ) -> Option<TokenMask> {
+        self.patches.as_ref()?.token_mask(params, views, images)
     }
 
     fn targets(
@@ -111,14 +180,28 @@ impl Objective for Esvit {
         _batch: &MicroBatch,
         teacher: Option<Pass<'_>>,
         at: &StepInfo,
-        _collective: &dyn Collective,
+        collective: &dyn Collective,
     ) {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
+        let region = features.region.clone();
         let teacher = self.heads.forward(params, features, batch, ctx);
         profile::time("centers", 0, || self.centers.observe(&teacher));
+        let balanced = self.balanced(at);
+        self.balance = balanced.map(|(temperature, iterations)| {
+            let logits = teacher.view_logits.matrix();
+            balancing_center(logits, temperature, iterations, collective)
+        });
+        if let Some(patches) = &mut self.patches {
+            let pass = HeadPass { params, view_head: self.heads.view_head(), ctx };
+            patches.observe(pass, &region, balanced, collective);
+        }
         if at.health && self.health.is_none() {
             let temperature = self.teacher_temp(at);
-            self.health = Some(examine(&teacher, &self.centers, temperature));
+            let mut health = examine(&teacher, &self.centers_at_hand(), temperature);
+            if let Some(patches) = &self.patches {
+                health.signals.extend(patches.signals(temperature));
+            }
+            self.health = Some(health);
         }
         self.teacher = Some(teacher);
     }
@@ -132,8 +215,9 @@ impl Objective for Esvit {
         views
     }
 
-    fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
+    fn loss(&mut self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
+        let (of_views, of_regions) = (features.view.clone(), features.region.clone());
         let student = self.heads.forward(params, features, batch, ctx);
         let settings = LossSettings {
             student_temp: self.config.student_temp,
@@ -142,20 +226,41 @@ impl Objective for Esvit {
             precision: self.precision,
         };
         let teacher = self.teacher.as_ref().expect("targets come first");
-        loss(&student, teacher, &views, &self.centers, &settings, self.mixing.as_deref())
+        let (centers, mixing) = (self.centers_at_hand(), self.mixing.as_deref());
+        let mut loss = loss(&student, teacher, &views, &centers, &settings, mixing);
+        if let Some(patches) = &self.patches {
+            let pass = HeadPass { params, view_head: self.heads.view_head(), ctx };
+            let temperatures = [settings.student_temp, settings.teacher_temp];
+            let value = patches.loss(pass, &of_regions, &views, temperatures, self.precision);
+            loss.parts.push(LossPart { name: "patch", value, weight: patches.weight() });
+        }
+        if self.config.koleo > 0.0 {
+            // Images are compared, so that all views are at hand.
+            let of_view = |view| koleo(rows_of_view(&of_views, view, batch), collective);
+            let value = (0..GLOBAL_VIEWS).map(of_view).reduce(|sum, value| sum + value);
+            let value = value.expect("there are global views");
+            loss.parts.push(LossPart { name: "koleo", value, weight: self.config.koleo });
+        }
+        loss
     }
 
     fn end_micro_batch(&mut self) {
-        (self.teacher, self.mixing) = (None, None);
+        (self.teacher, self.balance, self.mixing) = (None, None, None);
+        self.patches.iter_mut().for_each(Patches::end);
     }
 
     fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
-        self.centers.update(self.config.center_momentum, collective);
+        let momentum = self.config.center_momentum;
+        self.centers.update(momentum, collective);
+        self.patches.iter_mut().for_each(|patches| patches.commit(momentum, collective));
     }
 
     fn state(&self) -> Vec<StateTensor> {
-        let centers =
-            [(CENTER, Some(&self.centers.view)), (CENTER_GRID, self.centers.region.as_ref())];
+        let centers = [
+            (CENTER, Some(&self.centers.view)),
+            (CENTER_GRID, self.centers.region.as_ref()),
+            (CENTER_PATCH, self.patches.as_ref().map(|patches| &patches.center)),
+        ];
         let centers = centers.into_iter().filter_map(|(name, value)| {
             let value = value?.clone();
             Some(StateTensor { name, shape: vec![1, value.numel()], value })
@@ -166,6 +271,11 @@ impl Objective for Esvit {
     fn set_state(&mut self, name: &str, value: Tensor) {
         match name {
             CENTER => self.centers.view = value,
+            CENTER_PATCH => {
+                if let Some(patches) = &mut self.patches {
+                    patches.center = value;
+                }
+            }
             _ => self.centers.region = Some(value),
         }
     }
