@@ -208,7 +208,7 @@ mod tests {
     use super::*;
     use crate::config::{PrecisionChoice, recipe_layers};
     use crate::objective::ObjectiveConfig;
-    use crate::objective::esvit::EsvitConfig;
+    use crate::objective::esvit::{Centering, EsvitConfig, PatchesConfig};
     use crate::optim::OptimizerKind;
 
     fn recipe() -> Config {
@@ -434,6 +434,48 @@ mod tests {
             let expected = 1.2 * (2.0 * others + four - two) + 2.0 * 9.0 * pixels;
             assert!((added - expected).abs() < 1e3, "{added} instead of {expected}");
         }
+    }
+
+    /// Rows of masked patches, a quarter of a map of 16 regions; regions that wait where images are compared;
+    /// and the shares of balanced targets, which many prototypes make larger than all else of a step.
+    #[test]
+    fn terms_of_dinov2_take_memory() {
+        let memory = |change: &dyn Fn(&mut EsvitConfig)| {
+            let mut config = small();
+            esvit(&mut config).region = false;
+            change(esvit(&mut config));
+            config.objective.settings().memory(16.0, 16.0, Precision::F32)
+        };
+        // The heads are 2 * 16 + 16 wide.
+        let (row, logits) = (48.0 * 8.0, 64.0 * 4.0);
+        let plain = memory(&|_| ());
+        assert_eq!([plain.saved, plain.student_logits, plain.targets], [row, logits, 0.0]);
+        let patches = PatchesConfig {
+            weight: 1.0,
+            mask_probability: 0.5,
+            mask_ratio: [0.25, 0.75],
+            ..PatchesConfig::default()
+        };
+        let masked = memory(&|config| config.patches = patches.clone());
+        let expected = [5.0 * row, 5.0 * logits, 0.0];
+        assert_eq!([masked.saved, masked.student_logits, masked.targets], expected);
+        let balanced = memory(&|config| {
+            (config.patches, config.centering) = (patches.clone(), Centering::Sinkhorn);
+        });
+        let waiting = 16.0 * 16.0 * 8.0;
+        let found = [balanced.saved, balanced.student_logits, balanced.targets];
+        assert_eq!(found, [5.0 * row + waiting, 5.0 * logits, 5.0 * 64.0 * 8.0]);
+        let estimated = |centering| {
+            let mut config = small();
+            let objective = esvit(&mut config);
+            (objective.region, objective.centering) = (false, centering);
+            objective.head.out_dim = 1 << 22;
+            estimate(&config, 8)
+        };
+        let more = estimated(Centering::Sinkhorn) - estimated(Centering::Softmax);
+        // Of two global views of eight images, less exponentials of logits.
+        let expected = 1.2 * (16.0 * 8.0 * f64::from(1 << 22) - EXPONENTIALS_BYTES as f64);
+        assert!((more / expected - 1.0).abs() < 0.1, "{more} instead of {expected}");
     }
 
     /// The largest divisor of the step that fits, exactly; blocks are computed again only where not

@@ -11,6 +11,9 @@ mod collective;
 #[path = "learner/compared.rs"]
 mod compared;
 
+#[path = "learner/dinov2.rs"]
+mod dinov2;
+
 #[path = "learner/distill.rs"]
 mod distill;
 

@@ -6,6 +6,8 @@
 mod checks;
 #[path = "run/compared.rs"]
 mod compared;
+#[path = "run/dinov2.rs"]
+mod dinov2;
 #[path = "run/distill.rs"]
 mod distill;
 #[path = "run/failures.rs"]

@@ -15,10 +15,11 @@ use super::collective::{apart, together};
 use super::*;
 
 /// A learner of this objective; student and teacher differ.
-fn of(objective: &ObjectiveConfig, backbone: &BackboneConfig) -> Learner {
+pub(super) fn of(objective: &ObjectiveConfig, backbone: &BackboneConfig) -> Learner {
     let (network, objective) = Network::new(backbone, 0.5, |scope, width| {
         let blocks = backbone.blocks();
-        let setup = Setup { width, blocks, images: 4, seed: 3, ..Setup::default() };
+        let masking = backbone.masking();
+        let setup = Setup { width, blocks, masking, images: 4, seed: 3, ..Setup::default() };
         objective.settings().build(scope, &setup)
     });
     let specs = network.specs().clone();
@@ -116,7 +117,7 @@ const ALL: [Named; 7] = [
 ];
 
 /// Halves of four images in one micro-batch.
-fn halves() -> ([MicroBatch; 2], [MicroBatch; 1]) {
+pub(super) fn halves() -> ([MicroBatch; 2], [MicroBatch; 1]) {
     let whole = crops(4);
     let halves = [0, 2].map(|first| {
         let half = whole.iter().map(|crop| crop.clone().narrow(0, first, 2));
@@ -126,7 +127,7 @@ fn halves() -> ([MicroBatch; 2], [MicroBatch; 1]) {
 }
 
 /// Within a share of the largest entry; what is all rounding is not compared.
-fn alike(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+pub(super) fn alike(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
     let is_rounding = |values: &[f32]| values.iter().all(|value| value.abs() < 2e-6);
     if is_rounding(expected) {
         assert!(is_rounding(found), "{what}");

@@ -12,6 +12,7 @@ mod compare;
 mod comparison;
 mod config;
 mod correspondence;
+mod dinov2;
 mod distill;
 mod evaluation;
 mod failure;
