@@ -27,8 +27,8 @@ impl RegionRows {
 
     /// Rows of a micro-batch in each view.
     fn counts(&self) -> impl Iterator<Item = usize> {
-        let rows = |segment: &Segment| self.images * segment.tokens();
-        self.segments.iter().flat_map(move |s| repeat_n(rows(s), s.images / self.images))
+        let images = self.images;
+        self.segments.iter().flat_map(move |s| repeat_n(images * s.tokens(), s.images / images))
     }
 
     /// The rows of all micro-batches, in order of the images.

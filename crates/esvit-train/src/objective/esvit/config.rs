@@ -88,7 +88,7 @@ impl PatchesConfig {
         let is_share = probability > 0.0 && probability <= 1.0;
         check(is_share, "mask_probability", probability, need)?;
         let [least, most] = self.mask_ratio;
-        let is_range = 0.0 <= least && least <= most && 0.0 < most && most <= 1.0;
+        let is_range = (0.0..=most).contains(&least) && most > 0.0 && most <= 1.0;
         let need =
             "the second must be above 0, and the first from 0 to the second, which is 1 at most";
         check(is_range, "mask_ratio", format!("[{least}, {most}]"), need)
