@@ -433,7 +433,7 @@ fn objectives_and_the_passes_of_their_views() {
 fn recipes_of_other_objectives_are_the_published_ones() {
     for (name, arch, batch_size, epochs, rate, weight_decay, views) in [
         ("mocov2", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
-        ("mocov3", "vit_small16", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
+        ("mocov3", "vit_small16_moco", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
         ("mocov3_resnet50", "resnet50", 4096, 300, 4.8, 1e-6, vec![224; 2]),
         ("moby", "swin_tiny_w7", 512, 300, 1e-3, 0.05, vec![224; 2]),
         ("simclr", "resnet50", 4096, 1000, 4.8, 1e-6, vec![224; 2]),
