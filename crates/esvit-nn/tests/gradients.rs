@@ -16,9 +16,9 @@ use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute, GroupTable,
-    ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision, Projections,
-    PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
+    self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute,
+    GroupTable, ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision,
+    Projections, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;

@@ -329,9 +329,11 @@ impl Config {
                 }
                 _ => format!("leave a stage without tokens, they need at least {least}"),
             };
+            let is_global = self.views.global_size as usize == smallest;
+            let key = if is_global { "views.global_size" } else { "views.local_sizes" };
             return fail(format!(
-                "views of {smallest} pixels {what}\n\
-                 hint: raise `views.local_sizes`, or choose another `model.arch`"
+                "views of {smallest} pixels (`{key}`) {what}\n\
+                 hint: raise `{key}`, or choose another `model.arch`"
             ));
         }
         Ok(())

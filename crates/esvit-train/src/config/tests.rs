@@ -515,7 +515,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[3]", "views.local_counts=[1]"],
             ["views.local_sizes=[4]", "views.local_counts=[1]"],
-            "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
+            "views of 3 pixels (`views.local_sizes`) hold no patch of 4 (`model.patch_size`)",
         ),
         (
             ["model.arch=resnet50", "train.crops_per_forward=2"],
@@ -526,7 +526,8 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[31]", "model.arch=vil_tiny"],
             ["views.local_sizes=[32]", "model.arch=vil_tiny"],
-            "views of 31 pixels leave a stage without tokens, they need at least 32",
+            "views of 31 pixels (`views.local_sizes`) leave a stage without tokens, they need at \
+             least 32",
         ),
         (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
