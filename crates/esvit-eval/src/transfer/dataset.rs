@@ -95,7 +95,7 @@ mod tests {
             ("top1=a=b", "a=b", Some(Metric::Top1)),
             (".", ".", None),
         ] {
-            assert_eq!(parse(text), Ok((folder.into(), metric)), "{text}");
+            assert_eq!(parse(text), Ok((folder.to_owned(), metric)), "{text}");
         }
         let error = parse("accuracy=photos").unwrap_err();
         assert!(error.starts_with("`accuracy` is neither a metric (`top1`, "), "{error}");

@@ -302,7 +302,7 @@ mod tests {
                 ("head_contrastive.nl_1.batch_normalization.running_var", "4.running_var"),
                 ("head_contrastive.nl_2.dense.weight", "6.weight"),
             ] {
-                let expected = Some((start.0.into(), format!("{}{layer}", start.1)));
+                let expected = Some((start.0.to_owned(), format!("{}{layer}", start.1)));
                 assert_eq!(head_name(&location, official), expected, "{group} {prefix}");
             }
             assert_eq!(head_name(&location, "projector.0.weight"), None);

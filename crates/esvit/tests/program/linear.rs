@@ -203,7 +203,9 @@ fn transfer_measures_each_set_by_its_metric() {
         }
     }
     place.write("sets/own/labels.csv", file);
-    let line = format!("eval transfer --checkpoint {CHECKPOINT} --solver logistic --n 2 --sets");
+    let line = format!(
+        "eval transfer --checkpoint {CHECKPOINT} --solver logistic --l2 0.001 --n 2 --sets"
+    );
     let sets = "sets/flowers102 sets/photos mean_per_class=sets/photos roc_auc=sets/two sets/own \
                 VOC2007=sets/own voc2007=sets/photos";
     let ended = place.run(&format!("{line} {sets} --json")).expect(1).says(&[
