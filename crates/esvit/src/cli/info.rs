@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use esvit_data::printable;
 use esvit_eval::efficiency::parameters;
 use esvit_model::PretrainedBackbone;
-use esvit_nn::weights::{WeightsFile, networks};
+use esvit_nn::weights::{Method, WeightsFile, networks};
 use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
 use esvit_train::auto;
@@ -96,9 +96,12 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
     let PretrainedBackbone { config, params, preprocess, source, .. } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
+    // A run says more of its objective, below.
+    let method = location.and_then(|at| at.method).filter(|_| source.config.is_none());
     let mut properties = vec![
         ("network", json!(location.map(|location| location.network()))),
         ("naming", json!(location.map(|location| location.naming.label()))),
+        ("method", json!(method.map(Method::label))),
         ("architecture", backbone.architecture().into()),
         ("backbone_parameters", params.specs().parameters().into()),
         ("feature_width", config.output_width().into()),

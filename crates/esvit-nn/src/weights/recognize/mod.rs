@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::location::{self, Location};
+use super::method;
 use super::naming::Naming;
 use crate::backbone::{BackboneConfig, Family};
 
@@ -26,6 +27,11 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found.extend(resnet::networks(file));
     found.extend(cvt::networks(file));
     found.extend(vil::networks(file));
+    found.iter_mut().for_each(|network| method::note(file, network));
+    // A backbone that is there twice is one network.
+    let copy = |at: &Location| Some((at.group.clone(), method::copy_prefix(at)?));
+    let copies: Vec<(String, String)> = found.iter().filter_map(copy).collect();
+    found.retain(|at| !copies.iter().any(|copy| *copy == (at.group.clone(), at.prefix.clone())));
     location::name(&mut found);
     found
 }

@@ -13,6 +13,9 @@ const MARK: &str = "layer1.0.conv1.weight";
 /// A parameter without which it is another network.
 const NEEDED: &str = "bn1.running_mean";
 
+/// The second convolution of a stem with selective kernels, where a plain one has pooling.
+const SIMCLR_STEM: &str = "net.0.2.weight";
+
 /// Side of the images of published networks.
 const SIDE: usize = 224;
 
@@ -25,6 +28,11 @@ pub(super) fn networks(file: &WeightsFile) -> Vec<Location> {
             None => location,
         },
     ));
+    let simclr = marked(file, Family::ResNet, Naming::SimClr { selective: false }, MARK);
+    found.extend(simclr.into_iter().map(|location| {
+        let selective = location.find(file, SIMCLR_STEM).is_some();
+        location.with_naming(Naming::SimClr { selective })
+    }));
     found.retain(|location| find(file, location, NEEDED).is_some());
     found
 }
