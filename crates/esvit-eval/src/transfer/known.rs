@@ -41,7 +41,7 @@ pub static SETS: [KnownSet; 18] = [
 ];
 
 /// The set of this name; only letters, of either case, and digits count.
-pub fn find(name: &str) -> Option<&'static KnownSet> {
+pub(super) fn find(name: &str) -> Option<&'static KnownSet> {
     let plain = |name: &str| -> String {
         name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
     };
