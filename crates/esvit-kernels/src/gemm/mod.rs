@@ -13,6 +13,7 @@ mod neon;
 mod pack;
 #[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "NEON is always there"))]
 mod portable;
+mod registers;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +21,7 @@ mod x86;
 
 pub(crate) use gemm_tn::{Matrix, gemm_tn, layer_gradients};
 pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
+use registers::RegisterLoop;
 
 use crate::element::{Bf16, Element};
 use crate::isa::{self, Isa};
@@ -98,6 +100,9 @@ pub trait Gemm: Sized {
     /// The GEMM for the instruction set in use.
     fn kernel() -> Kernel<Self>;
 
+    /// Products of registers alone, by the instructions of the GEMM in use.
+    fn registers() -> RegisterLoop;
+
     /// Whether the GEMM in use multiplies tiles, which it loads from rows of the LHS: a transposed
     /// LHS is better turned beforehand than for every panel.
     fn loads_rows() -> bool {
@@ -134,6 +139,10 @@ impl Gemm for f32 {
             _ => portable::gemm::<f32>,
         }
     }
+
+    fn registers() -> RegisterLoop {
+        RegisterLoop::of_f32()
+    }
 }
 
 impl Gemm for Bf16 {
@@ -153,6 +162,10 @@ impl Gemm for Bf16 {
             #[cfg(not(target_arch = "aarch64"))]
             _ => portable::gemm::<Bf16>,
         }
+    }
+
+    fn registers() -> RegisterLoop {
+        RegisterLoop::of_bf16()
     }
 
     fn loads_rows() -> bool {
