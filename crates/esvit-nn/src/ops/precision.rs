@@ -4,11 +4,10 @@ use std::any::Any;
 
 use esvit_kernels::buffer::{Buffer, recycle, uninit};
 use esvit_kernels::element::{Bf16, rounded, widened};
-use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
-use super::Packing;
 use super::cpu::{made, values, values_mut};
+use super::{AutoChoice, Packing};
 use crate::tape::Saved;
 use crate::tensor::{Shape, Tensor};
 
@@ -25,9 +24,12 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// bf16 where the CPU multiplies it in hardware, else f32.
+    /// All precisions.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// What was measured to be faster on processors like this one: see [`AutoChoice`].
     pub fn auto() -> Self {
-        if isa::has_bf16() { Self::Bf16 } else { Self::F32 }
+        AutoChoice::here().precision
     }
 
     /// Keeps rows for the backward pass.
