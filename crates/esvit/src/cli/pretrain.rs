@@ -12,7 +12,7 @@ use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
 use esvit_eval::{knn, preview};
 use esvit_files::FileError;
-use esvit_kernels::{pool, profile};
+use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
@@ -431,6 +431,7 @@ pub(super) fn environment() -> serde_json::Value {
         "architecture": std::env::consts::ARCH,
         "threads": pool::threads(),
         "processor": processor(),
+        "isa": isa::current().name(),
         "folder": std::env::current_dir().ok().as_deref().and_then(Path::to_str),
     })
 }
