@@ -436,7 +436,8 @@ pub(super) fn environment() -> serde_json::Value {
     })
 }
 
-fn processor() -> Option<String> {
+/// The processor, as its system names it.
+pub(super) fn processor() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
