@@ -102,4 +102,15 @@ mod tests {
         assert_eq!((last.vendor, last.isa), (None, None));
         assert_eq!(Precision::auto(), AutoChoice::here().precision);
     }
+
+    #[test]
+    fn the_page_has_all_rows() {
+        let page = include_str!("../../../../docs/performance.md");
+        for AutoChoice { vendor, isa, precision, measured } in &AUTO_CHOICES {
+            let vendor = vendor.map_or("any", Vendor::name);
+            let isa = isa.map_or("any".into(), |isa| format!("`{}`", isa.name()));
+            let row = format!("| {vendor} | {isa} | {} | {measured} |", precision.name());
+            assert!(page.contains(&row), "docs/performance.md lacks: {row}");
+        }
+    }
 }
