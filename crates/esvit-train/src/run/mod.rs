@@ -357,6 +357,9 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
             "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
         ))?;
     }
+    if let Some(remark) = precision.remark() {
+        session.note(remark)?;
+    }
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.
     let reported = session.report_broken(&loader);

@@ -173,6 +173,7 @@ mod tests {
             (PrecisionChoice::Auto, Precision::auto()),
             (PrecisionChoice::F32, Precision::F32),
             (PrecisionChoice::Bf16, Precision::Bf16),
+            (PrecisionChoice::Bf16x3, Precision::Bf16x3),
         ] {
             config.train.precision = given;
             assert_eq!(settled(&config, &source, 1).train.precision, expected.into());

@@ -125,10 +125,10 @@ struct NetworkShape {
 
 /// Parses a precision.
 pub(super) fn precision_parser() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(["auto", "f32", "bf16"]).map(|name| match name.as_str() {
-        "f32" => Precision::F32,
-        "bf16" => Precision::Bf16,
-        _ => Precision::auto(),
+    let names = ["auto"].into_iter().chain(Precision::ALL.map(Precision::name));
+    PossibleValuesParser::new(names).map(|name| {
+        let named = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+        named.unwrap_or_else(Precision::auto)
     })
 }
 
@@ -146,7 +146,11 @@ impl Bench {
         }
         let iterations = self.iterations;
         profile::enable(self.profile);
+        let remark = |precision: Precision| {
+            precision.remark().into_iter().for_each(|remark| output.note(remark));
+        };
         let step = |bench: fn(&_) -> Result<Report, BenchError>, step: &StepArgs| {
+            remark(step.precision);
             self.show(output, &bench(&step.shape.bench(step.precision, iterations, self.device))?)
         };
         match &self.benchmark {
@@ -158,6 +162,7 @@ impl Bench {
                 choices::show(&bench, self.json, output)?;
             }
             &Benchmark::Kernels { precision } => {
+                remark(precision);
                 let (peak, kernels) = bench::kernels(precision, iterations);
                 let limit = bench::limit_gflops(precision);
                 let report = serde_json::json!({
