@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use esvit_eval::verify::{Check, Outcome, Report, run, run_built_in};
+use esvit_eval::verify::{Check, Options, Outcome, Report, run, run_built_in};
 use esvit_kernels::isa::{self, Isa};
 use esvit_nn::Device;
+use esvit_nn::ops::Precision;
 use serde_json::{Value, json};
 
-use super::bench::isa_parser;
+use super::bench::{isa_parser, precision_parser};
 use super::{Exit, Output};
 
 /// Instruction sets that cases can be computed by: those of processors, and AMX in plain Rust.
@@ -31,6 +32,9 @@ pub(super) struct Verify {
     /// beside the best that it has [default: the best]
     #[arg(long, value_name = "NAME", value_parser = isa_parser(&ISAS))]
     isa: Option<Isa>,
+    /// Precision of networks and losses. Tolerances stay those of f32, which bf16 exceeds.
+    #[arg(long, default_value = "f32", value_parser = precision_parser())]
+    precision: Precision,
     /// Show every comparison, not only the one closest to its tolerance.
     #[arg(long)]
     all: bool,
@@ -44,6 +48,9 @@ impl Verify {
         if let Some(isa) = self.isa {
             take_isa(isa)?;
         }
+        let Self { device, precision, .. } = self;
+        precision.remark().into_iter().for_each(|remark| output.note(remark));
+        let options = Options { device, precision };
         let mut shown = Ok(());
         let show = |report: &Report| {
             if !self.json {
@@ -52,8 +59,8 @@ impl Verify {
             }
         };
         let reports = match &self.cases {
-            Some(folder) => run(folder, &self.device, show)?,
-            None => run_built_in(&self.device, show),
+            Some(folder) => run(folder, options, show)?,
+            None => run_built_in(options, show),
         };
         shown?;
         let failed = reports.iter().filter(|report| report.failed()).count();
@@ -61,6 +68,7 @@ impl Verify {
         let unsupported = reports.len() - passed - failed;
         let summary = json!({
             "isa": isa::current().name(),
+            "precision": self.precision.name(),
             "cases": reports.iter().map(as_json).collect::<Vec<_>>(),
             "passed": passed,
             "failed": failed,

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use esvit_eval::verify::{Outcome, Report, run};
+use esvit_eval::verify::{Options, Outcome, Report, run};
 use esvit_kernels::isa::{self, Isa};
-use esvit_nn::Device;
 
 use crate::place::Place;
 
@@ -13,7 +12,7 @@ fn workspace() -> &'static Path {
 }
 
 fn reports(folder: &Path) -> Vec<Report> {
-    run(folder, &Device::Cpu, |_| ()).unwrap()
+    run(folder, Options::default(), |_| ()).unwrap()
 }
 
 /// Cases for which `holds` is false, with the comparisons that do not hold.
@@ -96,5 +95,7 @@ fn cases_by_instruction_set() {
             place.run(&line).expect(1).says(&["this machine has not `", isa.name(), &best]);
         }
     }
+    let json = place.well("verify cases --json --precision bf16x3").json();
+    assert_eq!((&json["precision"], &json["passed"]), (&"bf16x3".into(), &1.into()), "{json}");
     place.run("verify cases --isa abacus").expect(2).says(&["abacus", "amx-emulated"]);
 }
