@@ -95,7 +95,7 @@ macro_rules! chains {
 }
 
 #[cfg(target_arch = "x86_64")]
-chains!(f32_avx512, "avx512f", 24, _mm512_setzero_ps(), |one| _mm512_set1_ps(one), |sum, ones| {
+chains!(f32_avx512, "avx512f", 24, _mm512_setzero_ps(), _mm512_set1_ps, |sum, ones| {
     _mm512_fmadd_ps(sum, ones, ones)
 });
 
@@ -111,18 +111,18 @@ chains!(
 );
 
 #[cfg(target_arch = "x86_64")]
-chains!(f32_avx2, "avx2,fma", 12, _mm256_setzero_ps(), |one| _mm256_set1_ps(one), |sum, ones| {
+chains!(f32_avx2, "avx2,fma", 12, _mm256_setzero_ps(), _mm256_set1_ps, |sum, ones| {
     _mm256_fmadd_ps(sum, ones, ones)
 });
 
 #[cfg(target_arch = "x86_64")]
-chains!(f32_sse2, "sse2", 12, _mm_setzero_ps(), |one| _mm_set1_ps(one), |sum, ones| _mm_add_ps(
+chains!(f32_sse2, "sse2", 12, _mm_setzero_ps(), _mm_set1_ps, |sum, ones| _mm_add_ps(
     _mm_mul_ps(sum, ones),
     ones
 ));
 
 #[cfg(target_arch = "aarch64")]
-chains!(f32_neon, "neon", 24, vdupq_n_f32(0.0), |one| vdupq_n_f32(one), |sum, ones| vfmaq_f32(
+chains!(f32_neon, "neon", 24, vdupq_n_f32(0.0), vdupq_n_f32, |sum, ones| vfmaq_f32(
     ones, sum, ones
 ));
 
