@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
+use esvit_nn::ops::EXPONENTIALS_BYTES;
 use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
@@ -37,10 +37,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         + config.objective.settings().state_memory();
 
     let precision = config.train.precision();
-    let size = match precision {
-        Precision::F32 => 4.0,
-        Precision::Bf16 => 2.0,
-    };
+    let size = precision.bytes() as f64;
     let heads = |side: usize| {
         let tokens = backbone.last_map(side).pow(2) as f64;
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)

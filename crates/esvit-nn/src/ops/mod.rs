@@ -5,6 +5,7 @@
 //! backbones without kernels of their own and as references in tests.
 
 mod attention;
+mod auto_choice;
 mod batch_norm;
 mod contrast;
 mod convolution;
@@ -32,6 +33,7 @@ pub use attention::{
     AttentionValues, attention_branch, plain_attention_branch, plain_attention_weights,
     window_attention_weights,
 };
+pub use auto_choice::{AUTO_CHOICES, AutoChoice};
 pub use batch_norm::{
     BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
 };

@@ -823,7 +823,8 @@ fn crops_that_go_through_at_a_time() {
     assert_eq!(crop_chunks(&["model.arch=resnet50"]), CropChunks::All);
     assert_eq!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::All);
     let shape = Config::default().model.backbone;
-    for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+    for named in Precision::ALL {
+        let precision = named.name();
         for again in [false, true] {
             let texts = [
                 format!("train.precision={precision}"),

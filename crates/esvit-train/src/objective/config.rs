@@ -147,10 +147,7 @@ pub(super) fn check_queue(key: &str, length: usize, width: usize) -> Result<(), 
 
 /// Bytes of a value that is saved for the backward pass, with its gradient.
 pub(super) fn saved_bytes(precision: Precision) -> f64 {
-    match precision {
-        Precision::F32 => 8.0,
-        Precision::Bf16 => 6.0,
-    }
+    (precision.bytes() + size_of::<f32>()) as f64
 }
 
 macro_rules! objectives {

@@ -140,10 +140,7 @@ impl ObjectiveSettings for EsvitConfig {
     }
 
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         let rows = if self.region { 1.0 + tokens } else { 1.0 };
         let saved = rows * (2.0 * self.head.hidden_dim as f64 + width) * (size + 4.0);
         let logits = rows * self.head.out_dim as f64 * size;
