@@ -329,7 +329,7 @@ mod tests {
         let found = estimate(&all_at_once, 8);
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
-        let view = with(&|config| esvit(config).region = false);
+        let view = with(&|config| esvit(config).region = false.into());
         let all = values(&view);
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =

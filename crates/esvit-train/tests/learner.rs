@@ -17,6 +17,9 @@ mod distill;
 #[path = "learner/layers.rs"]
 mod layers;
 
+#[path = "learner/region.rs"]
+mod region;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 

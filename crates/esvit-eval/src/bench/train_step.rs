@@ -40,7 +40,7 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
     }
     let head =
         HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
-    let objective = EsvitConfig { region: bench.region, head, ..EsvitConfig::default() };
+    let objective = EsvitConfig { region: bench.region.into(), head, ..EsvitConfig::default() };
     let device = bench.device;
     let (network, objective) = Network::new(&config, drop_path, |scope, width| {
         let (blocks, precision) = (config.blocks(), bench.precision);

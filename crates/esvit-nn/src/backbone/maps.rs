@@ -148,6 +148,13 @@ impl RowFeatures {
         Self { view, region: rows, segments }
     }
 
+    /// Tokens of an image in each view, of views of `batch` images.
+    pub fn tokens_per_view(&self, batch: usize) -> Vec<usize> {
+        let views = |segment: &Segment| segment.images / batch;
+        let each = |segment: &Segment| std::iter::repeat_n(segment.tokens(), views(segment));
+        self.segments.iter().flat_map(each).collect()
+    }
+
     /// The features of images that all have one size.
     ///
     /// # Panics

@@ -4,7 +4,8 @@ use super::*;
 use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
 use crate::objective::distill::DistillSettings;
-use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
+use crate::objective::esvit::{EsvitConfig, NamedWeights, RegionConfig, RegionLoss, Weights};
+use crate::objective::regions::Matching;
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
@@ -171,7 +172,7 @@ fn settings_in_their_old_tables_are_read() {
     let over = |text: &str| parse_override(text).unwrap();
     let found = Config::resolve(vec![file()]).unwrap();
     let expected = EsvitConfig {
-        region: false,
+        region: false.into(),
         momentum_teacher: 0.9,
         freeze_last_layer: Span::Epochs(3.0),
         head: HeadConfig { out_dim: 7, layers: 2, ..HeadConfig::default() },
@@ -597,7 +598,12 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.model, model);
     assert_eq!(Config::default().model.arch, "swin_tiny_w7");
     let objective = EsvitConfig {
-        region: true,
+        region: RegionConfig {
+            enabled: true,
+            r#match: Matching::Argmax,
+            loss: RegionLoss::CrossEntropy,
+            tokens: 0,
+        },
         weights: Weights::Named(NamedWeights::Reference),
         student_temp: 0.1,
         teacher_temp: 0.04,

@@ -8,7 +8,7 @@
 //! finite, [`Objective::commit`].
 //!
 //! Where [`Objective::compares_images`], the parts of that loop for a micro-batch come once a step, with
-//! the view features of all micro-batches.
+//! the features of all micro-batches.
 
 pub mod byol;
 mod config;
@@ -22,6 +22,7 @@ pub mod mocov2;
 pub mod mocov3;
 pub mod pairs;
 pub mod queue;
+pub mod regions;
 pub mod simclr;
 pub mod sinkhorn;
 pub mod supervised;
@@ -272,9 +273,15 @@ pub trait Objective: Any + Debug + Send {
     }
 
     /// Whether the loss compares images with each other, or a head normalizes by them: `targets` and
-    /// `loss` then see those of all micro-batches at once, by their view features alone. See
-    /// [`Chunking::ByImage`].
+    /// `loss` then see those of all micro-batches at once, by their view features and, where
+    /// [`Objective::compares_regions`], those of regions. See [`Chunking::ByImage`].
     fn compares_images(&self) -> bool {
+        false
+    }
+
+    /// Whether `targets` and `loss` see region features, too, where images are compared: all of a step's
+    /// are held then.
+    fn compares_regions(&self) -> bool {
         false
     }
 
