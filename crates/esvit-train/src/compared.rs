@@ -199,8 +199,7 @@ fn of_all_images(parts: Vec<RowFeatures>, images: usize) -> RowFeatures {
     let (mut views, mut tokens, mut segments) = (0, Vec::new(), Vec::new());
     if let Some(part) = parts.first() {
         (views, tokens) = (part.view.shape()[0] / images, part.tokens_per_view(images));
-        let maps = part.segments.iter().flat_map(|s| std::iter::repeat_n(s.map, s.images / images));
-        segments.extend(maps.map(|map| Segment::new(all, map)));
+        segments.extend(part.maps_per_view(images).into_iter().map(|map| Segment::new(all, map)));
     }
     let (of_views, of_regions): (Vec<_>, Vec<_>) =
         parts.into_iter().map(|part| (part.view, part.region)).unzip();

@@ -148,11 +148,15 @@ impl RowFeatures {
         Self { view, region: rows, segments }
     }
 
+    /// Height and width of the map in each view, of views of `batch` images.
+    pub fn maps_per_view(&self, batch: usize) -> Vec<[usize; 2]> {
+        let of = |segment: &Segment| std::iter::repeat_n(segment.map, segment.images / batch);
+        self.segments.iter().flat_map(of).collect()
+    }
+
     /// Tokens of an image in each view, of views of `batch` images.
     pub fn tokens_per_view(&self, batch: usize) -> Vec<usize> {
-        let views = |segment: &Segment| segment.images / batch;
-        let each = |segment: &Segment| std::iter::repeat_n(segment.tokens(), views(segment));
-        self.segments.iter().flat_map(each).collect()
+        self.maps_per_view(batch).into_iter().map(|[height, width]| height * width).collect()
     }
 
     /// The features of images that all have one size.

@@ -17,6 +17,7 @@ pub mod distill;
 pub mod esvit;
 mod health;
 pub mod infonce;
+pub mod masked_patch;
 pub mod moby;
 pub mod mocov2;
 pub mod mocov3;
@@ -107,6 +108,16 @@ impl MicroBatch {
     /// Number of images, B.
     pub fn images(&self) -> usize {
         self.views.first().map_or(0, |view| view.shape()[0])
+    }
+
+    /// A number of every image, by which random numbers are drawn for it: its index in the source, or its
+    /// place in the micro-batch where it has none.
+    pub fn numbers(&self) -> Vec<u64> {
+        let images = self.images();
+        if self.samples.len() == images {
+            return self.samples.clone();
+        }
+        (0..images as u64).collect()
     }
 }
 

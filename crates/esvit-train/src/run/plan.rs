@@ -618,6 +618,7 @@ mod tests {
                 seed: 7,
                 precision: Precision::Bf16,
                 device: Device::Cpu,
+                ..Setup::default()
             };
             config.objective.settings().build(scope, &setup)
         })

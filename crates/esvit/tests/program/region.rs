@@ -79,7 +79,7 @@ fn the_papers_ablations_can_be_compared() {
     let line = "compare --out c --recipe materials --seeds 1 --dry-run --json --quiet --variants";
     let would = place.run_with(line, &[plan.as_os_str()]).expect(0).json();
     let variants = would["variants"].as_array().unwrap();
-    assert_eq!(variants.len(), 10, "{would}");
+    assert_eq!(variants.len(), 11, "{would}");
     for (index, variant) in variants.iter().enumerate() {
         let differs = |other: &serde_json::Value| other["settings"] != variant["settings"];
         assert!(variants[index + 1..].iter().all(differs), "{variant}");

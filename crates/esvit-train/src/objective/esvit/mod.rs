@@ -48,7 +48,7 @@ pub struct Esvit {
     /// The type of GEMM operands.
     pub precision: Precision,
     seed: u64,
-    /// The images of the micro-batch at hand, by their index in the source.
+    /// The numbers of the images of the micro-batch at hand.
     samples: Vec<u64>,
     /// The teacher's predictions for that micro-batch.
     teacher: Option<Predictions>,
@@ -137,10 +137,7 @@ impl Objective for Esvit {
         _collective: &dyn Collective,
     ) {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
-        self.samples = match micro_batch.samples.len() == batch {
-            true => micro_batch.samples.clone(),
-            false => (0..batch as u64).collect(),
-        };
+        self.samples = micro_batch.numbers();
         let features = self.with_some_tokens(features, 0, at);
         let teacher = self.heads.forward(params, features, batch, ctx);
         profile::time("centers", 0, || self.centers.observe(&teacher));

@@ -15,17 +15,7 @@ pub(super) fn subset(
     tokens: usize,
     count: usize,
 ) -> Vec<usize> {
-    let mut rng = Rng::for_purpose(seed, TOKENS_PURPOSE, [step, sample, view]);
-    let mut all: Vec<usize> = (0..tokens).collect();
-    let count = count.min(tokens);
-    // The first `count` places of a shuffle by Fisher and Yates.
-    for place in 0..count {
-        let other = place + rng.below((tokens - place) as u64) as usize;
-        all.swap(place, other);
-    }
-    all.truncate(count);
-    all.sort_unstable();
-    all
+    Rng::for_purpose(seed, TOKENS_PURPOSE, [step, sample, view]).subset(tokens, count)
 }
 
 /// Features with `count` tokens of every image of every view at most: [`subset`] for views from `first` on,
@@ -79,16 +69,6 @@ mod tests {
         for count in [9, 10, 1000] {
             assert_eq!(subset(3, [5, 7, 1], 9, count), (0..9).collect::<Vec<_>>());
         }
-    }
-
-    /// Each token is drawn as often as any other, the last one too.
-    #[test]
-    fn subsets_are_uniform() {
-        let mut counts = [0usize; 5];
-        for step in 0..5000 {
-            subset(1, [step, 0, 0], 5, 2).into_iter().for_each(|token| counts[token] += 1);
-        }
-        assert!(counts.iter().all(|count| count.abs_diff(2000) < 150), "{counts:?}");
     }
 
     /// Two views of four tokens and one of two, of two images, by the rows that each token has.
