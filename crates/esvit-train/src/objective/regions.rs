@@ -19,7 +19,8 @@ pub enum Matching {
     /// The most similar token, as EsViT does.
     #[default]
     Argmax,
-    /// All tokens, by their shares in the transport between both views: see [`transport`].
+    /// All tokens, by their shares in the optimal transport between both views, whose cost is one minus the
+    /// cosine similarity.
     Sinkhorn,
 }
 
