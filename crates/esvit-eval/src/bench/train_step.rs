@@ -58,7 +58,7 @@ impl Step {
         }
         let (out_dim, precision) = (bench.prototypes, bench.precision);
         let head = HeadConfig { out_dim, norm_last_layer: false, ..HeadConfig::default() };
-        let objective = EsvitConfig { region: bench.region, head, ..EsvitConfig::default() };
+        let objective = EsvitConfig { region: bench.region.into(), head, ..EsvitConfig::default() };
         let device = bench.device;
         let (network, objective) = Network::new(&config, drop_path, |scope, width| {
             let blocks = config.blocks();

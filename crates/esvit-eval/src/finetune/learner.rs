@@ -32,6 +32,7 @@ pub fn learner(
             seed: settings.seed,
             precision: settings.precision,
             device,
+            ..Setup::default()
         };
         Supervised::new(&config, scope, &setup)
     });

@@ -3,7 +3,10 @@
 use esvit_nn::esvit_heads::{Predictions, RegionPredictions};
 use esvit_nn::ops::PrototypeLogits;
 use esvit_nn::{Solo, Tape, Tensor};
-use esvit_train::objective::esvit::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::esvit::{
+    self, Centers, LossSettings, NamedWeights, RegionLoss, Weights,
+};
+use esvit_train::objective::regions::Matching;
 use esvit_train::objective::{GLOBAL_VIEWS, Views};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
@@ -130,6 +133,8 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         student_temp: settings.student_temp,
         teacher_temp: settings.teacher_temp.at(settings.epoch),
         weights: settings.weights.unwrap_or(Weights::Named(NamedWeights::Reference)),
+        matching: Matching::Argmax,
+        region_loss: RegionLoss::CrossEntropy,
         precision: case.precision,
     };
     let (views, mixing) = (Views::all(crops), mixing.as_deref());

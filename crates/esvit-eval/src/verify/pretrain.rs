@@ -193,7 +193,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
     head.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let TeacherTemp { warmup, last, warmup_epochs } = settings.teacher_temp;
     let config = EsvitConfig {
-        region: settings.region_task,
+        region: settings.region_task.into(),
         student_temp: settings.student_temp,
         teacher_temp: last,
         warmup_teacher_temp: warmup,

@@ -148,6 +148,17 @@ impl RowFeatures {
         Self { view, region: rows, segments }
     }
 
+    /// Height and width of the map in each view, of views of `batch` images.
+    pub fn maps_per_view(&self, batch: usize) -> Vec<[usize; 2]> {
+        let of = |segment: &Segment| std::iter::repeat_n(segment.map, segment.images / batch);
+        self.segments.iter().flat_map(of).collect()
+    }
+
+    /// Tokens of an image in each view, of views of `batch` images.
+    pub fn tokens_per_view(&self, batch: usize) -> Vec<usize> {
+        self.maps_per_view(batch).into_iter().map(|[height, width]| height * width).collect()
+    }
+
     /// The features of images that all have one size.
     ///
     /// # Panics

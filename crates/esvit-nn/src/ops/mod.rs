@@ -12,6 +12,7 @@ mod convolution;
 mod cpu;
 mod cross_attention;
 mod depthwise;
+mod distance;
 mod gathered_attention;
 mod images;
 mod linear;
@@ -41,6 +42,7 @@ pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
 pub use cross_attention::{cross_attention, cross_attention_weights};
 pub use depthwise::depthwise;
+pub use distance::paired_distance;
 pub use gathered_attention::{
     AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,
 };

@@ -236,6 +236,8 @@ impl Config {
             let setup = Setup {
                 width,
                 blocks: backbone.blocks(),
+                stride: backbone.stages().last().map_or(1, |stage| stage.stride),
+                normalization: self.views.normalization(),
                 classes,
                 images: self.train.batch_size,
                 seed: self.seed,

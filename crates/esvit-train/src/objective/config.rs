@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use esvit_data::augment::Normalization;
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
@@ -15,6 +16,7 @@ use super::byol::ByolConfig;
 use super::densecl::DenseClConfig;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
+use super::masked_patch::MaskedPatchConfig;
 use super::moby::MobyConfig;
 use super::mocov2::MocoV2Config;
 use super::mocov3::MocoV3Config;
@@ -30,6 +32,10 @@ pub struct Setup {
     pub width: usize,
     /// Blocks of the backbone.
     pub blocks: usize,
+    /// Side of a token of the last map in pixels.
+    pub stride: usize,
+    /// What was done to the pixels of views.
+    pub normalization: Normalization,
     /// Number of classes of the images, 0 without labels.
     pub classes: usize,
     /// Images of a step, over all micro-batches and processes.
@@ -221,6 +227,8 @@ objectives! {
     Supervised(SupervisedConfig) = "supervised",
     /// Distillation from a frozen teacher.
     Distill(DistillConfig) = "distill",
+    /// Masked patch prediction: the colors of patches that are hidden.
+    MaskedPatch(MaskedPatchConfig) = "masked_patch",
 }
 
 impl ObjectiveConfig {

@@ -4,7 +4,7 @@
 use esvit_nn::params::ParamId;
 use esvit_nn::weights;
 use esvit_train::checkpoint::Checkpoint;
-use esvit_train::objective::byol::ByolConfig;
+use esvit_train::objective::byol::{ByolConfig, ByolRegionConfig, ByolRegionLoss};
 use esvit_train::objective::densecl::DenseClConfig;
 use esvit_train::objective::moby::MobyConfig;
 use esvit_train::objective::mocov2::MocoV2Config;
@@ -77,8 +77,25 @@ fn simclr() -> Learner {
 }
 
 fn byol() -> Learner {
-    let config = ByolConfig { momentum_teacher: MOMENTUM, hidden_dim: HIDDEN, out_dim: OUT };
+    byol_with(ByolRegionLoss::None)
+}
+
+fn byol_with(loss: ByolRegionLoss) -> Learner {
+    let config = ByolConfig {
+        momentum_teacher: MOMENTUM,
+        hidden_dim: HIDDEN,
+        out_dim: OUT,
+        region: ByolRegionConfig { loss, head: head(false, false) },
+    };
     of(&ObjectiveConfig::Byol(config), &tiny_backbone())
+}
+
+fn byol_mse() -> Learner {
+    byol_with(ByolRegionLoss::Mse)
+}
+
+fn byol_softmax() -> Learner {
+    byol_with(ByolRegionLoss::Softmax)
 }
 
 fn swav() -> Learner {
@@ -107,12 +124,14 @@ fn densecl() -> Learner {
 
 type Named = (&'static str, fn() -> Learner);
 
-const ALL: [Named; 7] = [
+const ALL: [Named; 9] = [
     ("mocov2", mocov2),
     ("mocov3", mocov3),
     ("moby", moby),
     ("simclr", simclr),
     ("byol", byol),
+    ("byol", byol_mse),
+    ("byol", byol_softmax),
     ("swav", swav),
     ("densecl", densecl),
 ];

@@ -71,7 +71,10 @@ impl Method {
                 MobyConfig { queue_length, temperature, momentum_teacher, hidden_dim, out_dim }
                     .build(scope, setup)
             }
-            Self::Byol => ByolConfig { momentum_teacher, hidden_dim, out_dim }.build(scope, setup),
+            Self::Byol => {
+                ByolConfig { momentum_teacher, hidden_dim, out_dim, ..ByolConfig::default() }
+                    .build(scope, setup)
+            }
             Self::Swav => SwavConfig {
                 prototypes: case.head.prototypes,
                 temperature,
