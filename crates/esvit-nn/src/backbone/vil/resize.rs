@@ -3,13 +3,13 @@
 //! What is interpolated is linear: with the weights of an axis as a matrix `M [to, from]`, a vector
 //! along it becomes `M v`, an image `M I N^T`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::config::BiasResize;
 use crate::bicubic;
 use crate::device::Device;
 use crate::interpolation;
+use crate::memo::Memo;
 use crate::ops::WindowMap;
 use crate::tensor::Tensor;
 
@@ -40,18 +40,17 @@ pub(super) struct PairBiases {
 pub(super) struct BiasMaps {
     side: usize,
     resize: BiasResize,
-    made: Mutex<HashMap<[usize; 2], Arc<PairBiases>>>,
+    made: Memo<[usize; 2], PairBiases>,
 }
 
 impl BiasMaps {
     pub(super) fn new(side: usize, resize: BiasResize) -> Self {
-        Self { side, resize, made: Mutex::default() }
+        Self { side, resize, made: Memo::default() }
     }
 
     /// Those of a map, made on first use.
     pub(super) fn get(&self, map: [usize; 2], device: &Device) -> Arc<PairBiases> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.entry(map).or_insert_with(|| Arc::new(self.of(map, device))).clone()
+        self.made.get(map, || self.of(map, device))
     }
 
     fn of(&self, map: [usize; 2], device: &Device) -> PairBiases {
