@@ -8,6 +8,7 @@ mod config;
 pub mod cvt;
 mod drop_path;
 mod maps;
+mod multi_stage;
 pub mod pvt;
 pub mod resnet;
 pub mod swin;
@@ -24,6 +25,9 @@ use crate::tensor::Tensor;
 pub use attention_map::{AttentionLayout, AttentionMap, Key};
 pub use config::{BackboneConfig, Family};
 pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
+
+/// Channels of an image.
+const CHANNELS: usize = 3;
 
 /// A stage: blocks whose maps have one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use esvit_settings::{SettingError, check, settings};
 
-use crate::backbone::Stage;
+use crate::backbone::{CHANNELS, Stage};
 use crate::limits::{self, check_count};
 use crate::ops::Filter;
 
@@ -177,7 +177,7 @@ impl CvtConfig {
 
     /// The filters of the convolutions that make the tokens of a stage.
     pub(super) fn filters(&self, stage: usize) -> Vec<Filter> {
-        let before = stage.checked_sub(1).map_or(super::CHANNELS, |before| self.embed_dims[before]);
+        let before = stage.checked_sub(1).map_or(CHANNELS, |before| self.embed_dims[before]);
         if stage == 0 && self.res_stem {
             let width = self.embed_dims[stage];
             let inputs = [before, width, width].into_iter();

@@ -2,7 +2,7 @@
 
 use esvit_settings::{SettingError, check, settings};
 
-use crate::backbone::Stage;
+use crate::backbone::{CHANNELS, Stage};
 use crate::limits::{self, check_count};
 
 /// `eps` of LayerNorm in the blocks and at the end, in the official code.
@@ -168,7 +168,7 @@ impl PvtConfig {
 
     /// Channels of what a stage's patches are of.
     pub(super) fn inputs(&self, stage: usize) -> usize {
-        stage.checked_sub(1).map_or(super::CHANNELS, |before| self.embed_dims[before])
+        stage.checked_sub(1).map_or(CHANNELS, |before| self.embed_dims[before])
     }
 
     /// Side of a stage's patches, in tokens of the stage before or in pixels.

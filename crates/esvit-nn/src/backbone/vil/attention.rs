@@ -2,39 +2,30 @@
 
 use super::full::FullAttention;
 use super::sparse::SparseAttention;
-use super::{AttentionMap, TokenMaps};
+use crate::backbone::{AttentionMap, TokenMaps, multi_stage};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::WEIGHT_STD;
-use crate::ops::Segment;
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
 /// Attention of a block.
 #[derive(Debug)]
-pub(super) enum Attention {
+pub enum Attention {
     /// Over windows and global tokens.
     Sparse(SparseAttention),
     /// Over whole images.
     Full(FullAttention),
 }
 
-impl Attention {
-    /// What attention of normalized rows `[tokens, C]` gives, after the projection.
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
+impl multi_stage::Attention for Attention {
+    fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
         match self {
-            Self::Sparse(attention) => attention.forward(params, normed, segments, ctx),
-            Self::Full(attention) => attention.forward(params, normed, segments, ctx),
+            Self::Sparse(attention) => attention.forward(params, normed, ctx),
+            Self::Full(attention) => attention.forward(params, normed, ctx),
         }
     }
 
-    /// The weights for images of one size, given normalized maps.
-    pub(super) fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
+    fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
         match self {
             Self::Sparse(attention) => attention.weights(params, normed),
             Self::Full(attention) => attention.weights(params, normed),

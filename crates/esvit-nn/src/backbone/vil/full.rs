@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::VilConfig;
 use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
 use super::resize::{BiasMaps, PairBiases};
-use super::{AttentionMap, TokenMaps, VilConfig};
+use crate::backbone::{AttentionMap, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
 use crate::ops::{self, Activation, AttentionGroups, Projections, Segment};
@@ -13,7 +14,7 @@ use crate::tensor::Tensor;
 
 /// Attention over all tokens of an image, global ones first.
 #[derive(Debug)]
-pub(super) struct FullAttention {
+pub struct FullAttention {
     heads: usize,
     bias: Option<RelativeBias>,
     qkv: Linear,
@@ -39,14 +40,9 @@ impl FullAttention {
         Self { heads, bias, qkv, proj, maps: maps.clone() }
     }
 
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
-        let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
+    pub(super) fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
+        let TokenMaps { rows, segments } = normed;
+        let qkv = self.qkv.forward(params, rows, Activation::None, ctx);
         let width = qkv.shape()[1] / 3;
         let groups = segments
             .iter()

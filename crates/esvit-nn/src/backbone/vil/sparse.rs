@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::VilConfig;
 use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
-use super::{AttentionMap, TokenMaps, VilConfig};
 use crate::backbone::maps::with_zero_token;
+use crate::backbone::{AttentionMap, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
 use crate::ops::{
@@ -16,7 +17,7 @@ use crate::tensor::Tensor;
 /// Attention in which a token of the map sees the global tokens and some windows, and a global token sees
 /// all of its image. Both use the same layers.
 #[derive(Debug)]
-pub(super) struct SparseAttention {
+pub struct SparseAttention {
     /// Index of the block, by which it draws its neighbor.
     block: u64,
     heads: usize,
@@ -60,15 +61,10 @@ impl SparseAttention {
         }
     }
 
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
+    pub(super) fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
+        let TokenMaps { rows, segments } = normed;
         let neighbors = self.neighbors(ctx);
-        let [q, kv] = self.project(params, normed, ctx);
+        let [q, kv] = self.project(params, rows, ctx);
         let (width, border, globals) = (q.shape()[1], self.border, self.globals);
         let groups = segments.iter().map(|segment| {
             let map = segment.map;
@@ -78,7 +74,7 @@ impl SparseAttention {
         let context = ops::gathered_attention(
             Projections::Separate { q, kv },
             groups.collect(),
-            self.biases(params, segments, neighbors),
+            self.biases(params, &segments, neighbors),
             self.heads,
             scale(width, self.heads),
             ctx.precision,
