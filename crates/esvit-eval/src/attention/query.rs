@@ -1,7 +1,7 @@
 //! Attention of one query as maps over the tokens of a block.
 
 use esvit_kernels::pool;
-use esvit_nn::backbone::{AttentionLayout, AttentionMap, Key, Stage};
+use esvit_nn::backbone::{AttentionLayout, Key, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
@@ -130,7 +130,8 @@ pub fn query_attention(
     check_mass(mass)?;
     let images = images(input, params);
     let found = pool::run(|| network.block_attention(params, images, block))?;
-    let AttentionMap { weights, layout } = found.expect("a block that exists");
+    let map = found.expect("a block that exists");
+    let (weights, layout) = (map.weights(), map.layout);
     let [_, heads, queries, count] = weights.dims();
     let weights = weights.to_vec::<f32>();
     check_finite(&weights)?;

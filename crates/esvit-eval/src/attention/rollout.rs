@@ -39,9 +39,9 @@ pub fn rollout(
     let images = images(input, params);
     let mut blocks = Vec::new();
     let mut found = None;
-    let mut tap = |_, AttentionMap { weights, layout }: AttentionMap| {
-        found = Some(layout);
-        blocks.push(weights.to_vec::<f32>());
+    let mut tap = |_, map: AttentionMap| {
+        blocks.push(map.weights().to_vec::<f32>());
+        found = Some(map.layout);
     };
     pool::run(|| network.attention(params, images, 0..block + 1, &mut tap))?;
     blocks.iter().try_for_each(|weights| check_finite(weights))?;
@@ -173,7 +173,7 @@ mod tests {
         let input = input(32);
         let mut blocks: Vec<Vec<f64>> = Vec::new();
         let mut observe = |_, map: AttentionMap| {
-            let weights = map.weights.to_vec::<f32>();
+            let weights = map.weights().to_vec::<f32>();
             let mean =
                 |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
             let half = |entry: usize| {

@@ -132,9 +132,9 @@ fn measure(
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     let blocks = 0..network.blocks();
-    network.attention(params, images, blocks, &mut |_, AttentionMap { weights, layout }| {
-        let heads = weights.shape()[1];
-        let weights = weights.to_vec::<f32>();
+    network.attention(params, images, blocks, &mut |_, map: AttentionMap| {
+        let (heads, weights) = (map.heads(), map.weights().to_vec::<f32>());
+        let layout = map.layout;
         let of_image = weights.len() / count;
         rows.par_iter_mut()
             .zip(weights.par_chunks_exact(of_image))

@@ -3,6 +3,7 @@
 //! A family is a folder here with its configuration and its network, a row in `config.rs`, and its
 //! named shapes in [`crate::zoo`].
 
+mod attention_layout;
 mod attention_map;
 mod config;
 pub mod cvt;
@@ -22,7 +23,8 @@ use crate::forward_ctx::ForwardCtx;
 use crate::params::Params;
 use crate::tensor::Tensor;
 
-pub use attention_map::{AttentionLayout, AttentionMap, Key};
+pub use attention_layout::{AttentionLayout, Key};
+pub use attention_map::AttentionMap;
 pub use config::{BackboneConfig, Family};
 pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
 

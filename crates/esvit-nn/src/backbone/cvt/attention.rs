@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::CvtConfig;
 use super::windows::{PaddedWindows, Windows};
+use crate::backbone::attention_map::queries_and_keys;
 use crate::backbone::maps::joined;
-use crate::backbone::{AttentionMap, TokenMaps, multi_stage};
+use crate::backbone::{AttentionLayout, AttentionMap, TokenMaps, multi_stage};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, Linear, WEIGHT_STD};
 use crate::ops::{self, Activation, Projections, Segment};
@@ -107,19 +108,15 @@ impl multi_stage::Attention for Attention {
         self.proj.forward(params, context, Activation::None, ctx)
     }
 
-    /// `[images * windows, heads, window^2, window^2]`.
     fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
         let windows = self.windows(&normed.segments);
         let qkv = self.projections(params, &normed, &windows, &ForwardCtx::eval());
         let Windows { of_map, of_padded, .. } = &*windows[0];
-        let (side, heads, images) = (of_map.window_tokens(), self.heads, normed.segments[0].images);
-        let qkv = qkv.reshape([images, of_padded.tokens(), 3 * self.width]);
+        let (images, columns) = (normed.segments[0].images, 3 * self.width);
+        let qkv = qkv.reshape([images, of_padded.tokens(), columns]);
         let qkv = qkv.index_select(1, of_padded.slot_token.clone());
-        let (groups, depth) = (images * of_map.windows(), self.width / heads);
-        let qkv = qkv.reshape([groups, side, 3, heads, depth]).permute(&[2, 0, 3, 1, 4]);
-        let [queries, keys] =
-            [0, 1].map(|part| qkv.clone().narrow(0, part, 1).reshape([groups, heads, side, depth]));
-        let weights = (queries * self.scale()).matmul(keys.transpose()).softmax(3);
-        AttentionMap::in_windows(weights, of_map.clone())
+        let qkv = qkv.reshape([images * of_map.windows(), of_map.window_tokens(), columns]);
+        let layout = AttentionLayout::Windows(of_map.clone());
+        AttentionMap::new(layout, queries_and_keys(&qkv), self.heads, self.scale())
     }
 }

@@ -1,7 +1,8 @@
 //! Attention to a reduced map.
 
 use super::{EMBED_EPS, PvtConfig};
-use crate::backbone::{AttentionMap, TokenMaps, multi_stage};
+use crate::backbone::attention_map::scale;
+use crate::backbone::{AttentionLayout, AttentionMap, TokenMaps, multi_stage};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{Conv, LayerNorm, Linear};
 use crate::ops::{self, Activation, Segment};
@@ -60,12 +61,14 @@ impl multi_stage::Attention for Attention {
     fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
         let segment = normed.segments[0];
         let (q, kv, segments) = self.queries_and_keys(params, normed, &ForwardCtx::eval());
-        let counts = [segment, segments[0]].map(|segment| segment.tokens());
-        let weights = ops::cross_attention_weights(q, kv, counts, self.heads);
-        match &self.reduction {
-            Some(reduction) => AttentionMap::reduced(weights, segment, reduction.ratio),
-            None => AttentionMap::whole(weights, segment),
-        }
+        let (images, width) = (segment.images, q.shape()[1]);
+        let queries = q.reshape([images, segment.tokens(), width]);
+        let keys = kv.narrow(1, 0, width).reshape([images, segments[0].tokens(), width]);
+        let layout = match &self.reduction {
+            Some(reduction) => AttentionLayout::reduced(segment, reduction.ratio),
+            None => AttentionLayout::whole(segment),
+        };
+        AttentionMap::new(layout, [queries, keys], self.heads, scale(width, self.heads))
     }
 }
 

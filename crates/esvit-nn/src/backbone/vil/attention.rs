@@ -90,23 +90,3 @@ pub(super) fn matrices(bias: Tensor) -> Tensor {
     let [_, heads, queries, keys] = bias.dims();
     bias.reshape([heads, queries, keys])
 }
-
-/// Heads apart: `[n, heads, tokens, depth]` of `[n, tokens, heads * depth]`.
-pub(super) fn by_head(x: Tensor, heads: usize) -> Tensor {
-    let [n, tokens, width] = x.dims();
-    x.reshape([n, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
-}
-
-/// What products of queries and keys are multiplied by.
-pub(super) fn scale(width: usize, heads: usize) -> f64 {
-    ((width / heads) as f64).powf(-0.5)
-}
-
-/// `softmax(queries keys^T + bias)` of `[n, heads, tokens, depth]`.
-pub(super) fn softmax(queries: Tensor, keys: Tensor, bias: Option<Tensor>) -> Tensor {
-    let logits = queries.matmul(keys.transpose());
-    match bias {
-        Some(bias) => (logits + bias).softmax(3),
-        None => logits.softmax(3),
-    }
-}
