@@ -76,6 +76,18 @@ impl AttentionMap {
         }
         logits.softmax(3)
     }
+
+    /// Ranges of all queries of a group, so that [`AttentionMap::part`] has at most `most` weights of
+    /// `heads` heads, or those of one query. Windows are not cut.
+    pub fn slices(&self, heads: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+        let (groups, queries) = (self.queries.shape()[0], self.layout.queries());
+        let of_query = groups * heads * self.layout.keys();
+        let rows = match self.layout.window() {
+            Some(_) => queries,
+            None => (most / of_query.max(1)).clamp(1, queries),
+        };
+        (0..queries).step_by(rows).map(move |start| start..queries.min(start + rows))
+    }
 }
 
 /// Queries and keys, each `[n, tokens, C]`, of `qkv [n, tokens, 3 C]`.
@@ -175,5 +187,18 @@ mod tests {
             assert_eq!(found.dims(), [groups, 1, 2, map.layout.keys()], "{what}");
             assert_eq!(found.to_vec::<f32>(), expected, "{what}");
         }
+    }
+
+    /// Two images of 13 tokens with two heads have 52 weights a query. Windows have one slice.
+    #[test]
+    fn slices_hold_few_weights() {
+        let map = map(AttentionLayout::Whole { map: [3, 4], prefix: 1 }, 2);
+        let slices = |heads, most| map.slices(heads, most).collect::<Vec<_>>();
+        assert_eq!(slices(HEADS, 5 * 52), [0..5, 5..10, 10..13]);
+        assert_eq!(slices(1, 5 * 52 + 25), [0..10, 10..13]);
+        assert_eq!(slices(HEADS, 51).len(), 13);
+        assert_eq!(slices(HEADS, 1 << 20), [0..13]);
+        let windows = AttentionLayout::Windows(Arc::new(WindowMap::new([4, 4], 4, 0)));
+        assert_eq!(self::map(windows, 1).slices(HEADS, 1).collect::<Vec<_>>(), [0..16]);
     }
 }
