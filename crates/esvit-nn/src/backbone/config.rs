@@ -110,6 +110,11 @@ macro_rules! with_settings {
     };
 }
 
+/// Numbers by stage, such as `2-2-6-2`.
+pub(super) fn dashed(numbers: impl IntoIterator<Item = usize>) -> String {
+    numbers.into_iter().map(|number| number.to_string()).collect::<Vec<_>>().join("-")
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
