@@ -2,7 +2,7 @@
 
 use esvit_weights::{TensorInfo, WeightsFile};
 
-use super::{Known, find, marked, sizes};
+use super::{Known, find, marked, sizes, tensor};
 use crate::backbone::Family;
 use crate::backbone::vit::{
     MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
@@ -123,11 +123,8 @@ pub(super) fn shape(
             heads
         }
     };
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let (eps, label) = (location.norm_eps(), location.naming.label());
-        assumed.push(format!("`eps` of LayerNorm is {eps:e}, as in {label}"));
-        eps
-    });
+    let source = location.naming.label();
+    let norm_eps = known.norm_eps(location, ["LayerNorm", source], &mut assumed);
     let config = VitConfig {
         img_size,
         patch_size,
@@ -174,16 +171,6 @@ fn patches(
         return Err(format!("its patches of {height} x {across} pixels are not square"));
     }
     Ok((PatchEmbedding::Linear, [width, height]))
-}
-
-/// The tensor that holds a parameter.
-fn tensor<'a>(
-    file: &'a WeightsFile,
-    location: &Location,
-    official: &str,
-) -> Result<&'a TensorInfo, String> {
-    let name = location.names(official).swap_remove(0);
-    find(file, location, official).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
 }
 
 /// The kind of the MLPs and the width of their hidden layer, as a setting says it.
