@@ -76,10 +76,8 @@ fn resized(table: Tensor, side: usize, map: [usize; 2]) -> Tensor {
         return table;
     }
     let [_, channels] = table.dims();
-    let [down, across] = map.map(|length| {
-        let row = |at| interpolation::row(side, bilinear::taps(side, length, at));
-        interpolation::matrix(&(0..length).map(row).collect::<Vec<_>>(), &table.device())
-    });
+    let [down, across] =
+        map.map(|length| interpolation::matrix(&bilinear::axis(side, length), &table.device()));
     let columns = down.matmul(table.reshape([side, side * channels]));
     let columns = columns.reshape([map[0], side, channels]).swap_dims(0, 1);
     let rows = across.matmul(columns.reshape([side, map[0] * channels]));

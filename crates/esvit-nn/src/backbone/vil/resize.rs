@@ -13,15 +13,10 @@ use crate::memo::Memo;
 use crate::ops::WindowMap;
 use crate::tensor::Tensor;
 
-/// The weights of `from` positions along an axis in each of `to`, `[to, from]`; the scale is that of
+/// The matrix `[to, from]` that interpolates `from` positions along an axis at `to`; the scale is that of
 /// `scaled` positions.
-fn weights(from: usize, to: usize, scaled: f64) -> Vec<Vec<f64>> {
-    (0..to).map(|at| interpolation::row(from, bicubic::taps(from, scaled, at))).collect()
-}
-
-/// The matrix `[to, from]` of [`weights`].
 pub(super) fn along_axis(from: usize, to: usize, scaled: f64, device: &Device) -> Tensor {
-    interpolation::matrix(&weights(from, to, scaled), device)
+    interpolation::matrix(&bicubic::axis(from, to, scaled), device)
 }
 
 /// How the biases of a map's pairs of tokens follow from the table of relative positions.
@@ -67,7 +62,7 @@ impl BiasMaps {
                 let from = 2 * self.side - 1;
                 let [down, across] = map.map(|side| {
                     let to = 2 * side - 1;
-                    weights(from, to, to as f64)
+                    bicubic::axis(from, to, to as f64)
                 });
                 let matrix = interpolation::image_matrix(&down, &across, device);
                 PairBiases { rows: pairs(map), table: Some(matrix), pairs: None }

@@ -39,18 +39,12 @@ impl PositionMatrices {
 
 /// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
 fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
-    let scaled = match resize {
+    match resize {
+        PositionResize::Esvit => bicubic::axis(from, to, to as f64),
         // Also along an axis whose length stays.
-        PositionResize::Dino => to as f64 + 0.1,
-        _ => to as f64,
-    };
-    let row = |at| match resize {
-        PositionResize::Esvit | PositionResize::Dino => {
-            interpolation::row(from, bicubic::taps(from, scaled, at))
-        }
-        PositionResize::Timm => bicubic::antialiased(from, to, at),
-    };
-    (0..to).map(row).collect()
+        PositionResize::Dino => bicubic::axis(from, to, to as f64 + 0.1),
+        PositionResize::Timm => bicubic::antialiased(from, to),
+    }
 }
 
 #[cfg(test)]
