@@ -194,7 +194,7 @@ impl BackboneConfig {
     }
 
     /// Side in pixels of the smallest images that it takes: a patch, or more where a later stage
-    /// needs it. Of images whose sides are multiples of it, no pixels are cut off.
+    /// needs it. In published shapes, images whose sides are multiples of it lose no pixels.
     pub fn least_side(&self) -> usize {
         match self {
             Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) => self.stages()[0].stride,
