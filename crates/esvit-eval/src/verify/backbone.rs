@@ -78,7 +78,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
                 .block_attention(&params, images.clone(), blocks - 1)
                 .map_err(|e| CaseError::Computation(e.to_string()))?;
             if let Some(attention) = found {
-                compare("last_attention", &attention.weights)?;
+                compare("last_attention", &attention.weights())?;
             }
         }
     }

@@ -54,6 +54,19 @@ fn find<'a>(file: &'a WeightsFile, location: &Location, official: &str) -> Optio
     location.find(file, &location.names(official).swap_remove(0))
 }
 
+/// The tensor that holds a parameter, which all have.
+///
+/// # Errors
+/// Names it when it is missing.
+fn tensor<'a>(
+    file: &'a WeightsFile,
+    location: &Location,
+    official: &str,
+) -> Result<&'a TensorInfo, String> {
+    let name = location.names(official).swap_remove(0);
+    location.find(file, &name).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
+}
+
 /// The sizes of the tensor that holds a parameter; `form` says what they are.
 ///
 /// # Errors
@@ -64,9 +77,7 @@ fn sizes<const D: usize>(
     official: &str,
     form: &str,
 ) -> Result<[usize; D], String> {
-    let name = location.names(official).swap_remove(0);
-    let tensor = find(file, location, official)
-        .ok_or_else(|| format!("`{}{name}` is missing", location.prefix))?;
+    let tensor = tensor(file, location, official)?;
     let shape = tensor.shape.as_slice();
     shape.try_into().map_err(|_| format!("`{}` is {shape:?}, not {form}", tensor.name))
 }
@@ -90,6 +101,22 @@ pub struct Known {
     pub stated_eps: Option<f64>,
     /// Number of attention heads, as a file beside the weights says.
     pub stated_heads: Option<usize>,
+}
+
+impl Known {
+    /// `eps` of the network's norms, `norm`, with a line that it is that of `source` where nothing says it.
+    fn norm_eps(
+        &self,
+        location: &Location,
+        [norm, source]: [&str; 2],
+        assumed: &mut Vec<String>,
+    ) -> f64 {
+        self.stated_eps.unwrap_or_else(|| {
+            let eps = location.norm_eps();
+            assumed.push(format!("`eps` of {norm} is {eps:e}, as in {source}"));
+            eps
+        })
+    }
 }
 
 /// Infers a network's shape from its tensors; with a line for everything that was assumed, since

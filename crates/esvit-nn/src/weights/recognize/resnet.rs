@@ -97,11 +97,7 @@ pub(super) fn shape(
         assumed.push(format!("the image size is {SIDE} pixels, the usual one"));
         SIDE
     });
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let eps = location.norm_eps();
-        assumed.push(format!("`eps` of BatchNorm is {eps:e}, as in torchvision"));
-        eps
-    });
+    let norm_eps = known.norm_eps(location, ["BatchNorm", "torchvision"], &mut assumed);
     let config =
         ResNetConfig { img_size, block, stem_width, widths, layers, selective_kernels, norm_eps };
     config.validate().map_err(|error| error.to_string())?;

@@ -15,7 +15,7 @@ use esvit_nn::{Collective, Tensor};
 pub use config::{ByolConfig, ByolRegionConfig, ByolRegionLoss};
 
 use super::infonce::{self, EMBEDDING_STD, POSITIVE_SIMILARITY, unit_rows};
-use super::pairs::{others, rows_of_view, share};
+use super::pairs::{by_view, others, rows_of_view, share, sum_over_pairs};
 use super::{
     BatchStatistics, EmaTiming, GLOBAL_VIEWS, Health, Loss, LossPart, MicroBatch, Objective, Pass,
     Setup, StateTensor, StepInfo, Teacher, Views,
@@ -114,7 +114,7 @@ impl Objective for Byol {
         }
         let Pass { params, features, ctx, batch, .. } = teacher;
         let found = self.projector.forward(params, features.view, &[batch; GLOBAL_VIEWS], ctx);
-        self.targets = (0..GLOBAL_VIEWS).map(|view| rows_of_view(&found, view, batch)).collect();
+        self.targets = by_view(&found, batch);
     }
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
@@ -172,15 +172,10 @@ pub fn loss(predictions: &Tensor, targets: &[Tensor], views: &Views) -> Loss {
     let batch = predictions.shape()[0] / views.at_hand.len();
     let weight = share(views.total) / batch as f64;
     let predictions = unit_rows(predictions.clone());
-    let pairs = views.at_hand.clone().enumerate().flat_map(|(place, view)| {
-        let rows = rows_of_view(&predictions, place, batch);
-        others(view).map(move |other| (rows.clone(), other))
-    });
-    let distances = pairs.map(|(rows, other)| {
+    let sum = sum_over_pairs(&predictions, views, weight, |rows, other| {
         let targets = unit_rows(targets[other].clone().detach());
-        (rows - targets).square().sum() * weight
+        (rows - targets).square().sum()
     });
-    let sum = distances.reduce(|sum, distance| sum + distance).expect("a view has a pair");
     Loss::single("distance", sum)
 }
 
