@@ -16,9 +16,9 @@ use esvit_nn::backbone::{Input, TokenMask};
 use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
-    self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute, GroupTable,
-    ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision, Projections,
-    PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
+    self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute,
+    GroupTable, ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision,
+    Projections, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
@@ -359,14 +359,6 @@ fn cross_attention() {
             |v| flat(composed::cross_attention(q(v), kv(v), &images, heads)),
         );
     }
-    // The weights of images of one size, by what they make of the values.
-    let (q, kv) = (hashed_tensor(1, [2 * 5, 6]), hashed_tensor(2, [2 * 3, 12]));
-    let weights = ops::cross_attention_weights(q.clone(), kv.clone(), [5, 3], 2);
-    assert_eq!(weights.dims(), [2, 2, 5, 3]);
-    let values = kv.clone().narrow(1, 6, 6).reshape([2, 3, 2, 3]).swap_dims(1, 2);
-    let found = weights.matmul(values).swap_dims(1, 2).reshape([60]).to_vec::<f32>();
-    let expected = ops::cross_attention(q, kv, &[[5, 3]; 2], 2, Precision::F32);
-    assert_alike("by weights", &found, &flat(expected).to_vec::<f32>(), 1e-5);
 }
 
 /// Images of two sizes, with and without tokens before their maps.

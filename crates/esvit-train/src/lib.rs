@@ -14,7 +14,6 @@ pub mod objective;
 pub mod official;
 pub mod optim;
 pub mod recipe;
-mod region_rows;
 pub mod run;
 pub mod schedule;
 pub mod span;

@@ -151,6 +151,7 @@ pub const RECIPES: &[Recipe] = &[
          train.batch_size = 256"
     ),
     recipe!("densecl"),
+    recipe!("masked_patch"),
     recipe!("supervised"),
     recipe!("distill"),
     recipe!("adapt"),

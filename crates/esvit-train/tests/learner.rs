@@ -20,6 +20,12 @@ mod distill;
 #[path = "learner/layers.rs"]
 mod layers;
 
+#[path = "learner/masked_patch.rs"]
+mod masked_patch;
+
+#[path = "learner/region.rs"]
+mod region;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 
@@ -83,6 +89,7 @@ fn network(
             seed,
             precision: Precision::F32,
             device: Device::Cpu,
+            ..Setup::default()
         };
         Esvit::new(config, scope, &setup)
     })

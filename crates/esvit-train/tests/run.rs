@@ -16,6 +16,8 @@ mod failures;
 mod going_on;
 #[path = "run/processes.rs"]
 mod processes;
+#[path = "run/region.rs"]
+mod region;
 #[path = "run/stopping.rs"]
 mod stopping;
 #[path = "run/supervised.rs"]

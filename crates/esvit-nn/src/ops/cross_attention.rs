@@ -17,22 +17,6 @@ pub fn cross_attention(
     apply(Attention { images: images.to_vec(), heads, precision }, [q, kv])
 }
 
-/// The attention weights of [`cross_attention()`] for images of so many `queries` and `keys` each,
-/// `[B, heads, queries, keys]`.
-pub fn cross_attention_weights(
-    q: Tensor,
-    kv: Tensor,
-    [queries, keys]: [usize; 2],
-    heads: usize,
-) -> Tensor {
-    let [rows, width] = q.dims();
-    let (batch, depth) = (rows / queries, width / heads);
-    let q = q.reshape([batch, queries, heads, depth]).swap_dims(1, 2);
-    let kv = kv.reshape([batch, keys, 2, heads, depth]).narrow(2, 0, 1);
-    let k = kv.reshape([batch, keys, heads, depth]).permute(&[0, 2, 3, 1]);
-    (q * (depth as f64).powf(-0.5)).matmul(k).softmax(3)
-}
-
 /// Inputs: queries, and keys and values.
 #[derive(Debug)]
 struct Attention {

@@ -5,7 +5,11 @@ use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
 use crate::objective::dinov2::Dinov2Config;
 use crate::objective::distill::DistillSettings;
-use crate::objective::esvit::{Centering, EsvitConfig, NamedWeights, PatchesConfig, Weights};
+use crate::objective::esvit::{
+    Centering, EsvitConfig, NamedWeights, PatchesConfig, RegionConfig, RegionLoss, Weights,
+};
+use crate::objective::masked_patch::{Cut, MaskedPatch};
+use crate::objective::regions::Matching;
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
@@ -172,7 +176,7 @@ fn settings_in_their_old_tables_are_read() {
     let over = |text: &str| parse_override(text).unwrap();
     let found = Config::resolve(vec![file()]).unwrap();
     let expected = EsvitConfig {
-        region: false,
+        region: false.into(),
         momentum_teacher: 0.9,
         freeze_last_layer: Span::Epochs(3.0),
         head: HeadConfig { out_dim: 7, layers: 2, ..HeadConfig::default() },
@@ -216,7 +220,8 @@ fn layers_decide_about_the_objective() {
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
     let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
-                    `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, `distill`";
+                    `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, \
+                    `distill`, `masked_patch`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -387,6 +392,12 @@ fn every_setting_has_its_bounds() {
         ("simclr", "temperature=0.0", "temperature=0.5"),
         ("byol", "hidden_dim=65537", "hidden_dim=65536"),
         ("byol", "momentum_teacher=2", "momentum_teacher=1"),
+        ("byol", "region.head.out_dim=1", "region.head.out_dim=2"),
+        ("byol", "region.head.layers=0", "region.head.layers=1"),
+        ("byol", "region.loss=cross_entropy", "region.loss=softmax"),
+        ("masked_patch", "corrupted=0.0", "corrupted=1.0"),
+        ("masked_patch", "masked=-0.1", "masked=0.9"),
+        ("masked_patch", "replaced=0.3", "replaced=0.2"),
         ("swav", "prototypes=1", "prototypes=2"),
         ("swav", "prototypes=4194305", "prototypes=4194304"),
         ("swav", "epsilon=0.0", "epsilon=0.03"),
@@ -431,6 +442,7 @@ fn objectives_and_the_passes_of_their_views() {
     for (name, splits) in [
         ("mocov2", true),
         ("densecl", true),
+        ("masked_patch", true),
         ("mocov3", false),
         ("moby", false),
         ("simclr", false),
@@ -465,6 +477,21 @@ fn terms_of_dinov2_in_the_view_task() {
         let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
         assert_eq!(again, config, "{term}");
     }
+    // All of them, beside the variants of the region task.
+    let all = [
+        "objective.koleo=0.1",
+        "objective.centering=sinkhorn",
+        "objective.patches.weight=1",
+        "objective.region.loss=mse",
+        "objective.region.match=sinkhorn",
+        "objective.region.tokens=9",
+    ];
+    let config = resolve(&all).unwrap();
+    let described = "L_V + L_R + masked patches + KoLeo to 65536 prototypes, balanced by Sinkhorn";
+    assert_eq!(config.objective.settings().describe(), described);
+    assert_eq!(Config::parse(&config.to_toml(), Origin::Defaults).unwrap(), config);
+    let error = resolve(&["objective.name=dinov2", "objective.region=true"]).unwrap_err();
+    assert!(error.to_string().contains("`objective.region`"), "{error}");
     let dinov2 = resolve(&["objective.name=dinov2"]).unwrap().objective;
     let described = "DINOv2, L_V + masked patches + KoLeo to 65536 prototypes";
     assert_eq!(dinov2.settings().describe(), described);
@@ -542,7 +569,7 @@ fn the_recipe_of_dinov2_is_the_published_one() {
 fn recipes_of_other_objectives_are_the_published_ones() {
     for (name, arch, batch_size, epochs, rate, weight_decay, views) in [
         ("mocov2", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
-        ("mocov3", "vit_small16", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
+        ("mocov3", "vit_small16_moco", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
         ("mocov3_resnet50", "resnet50", 4096, 300, 4.8, 1e-6, vec![224; 2]),
         ("moby", "swin_tiny_w7", 512, 300, 1e-3, 0.05, vec![224; 2]),
         ("simclr", "resnet50", 4096, 1000, 4.8, 1e-6, vec![224; 2]),
@@ -566,6 +593,32 @@ fn recipes_of_other_objectives_are_the_published_ones() {
         let is_default = config.objective == ObjectiveConfig::named(objective).unwrap();
         let has_own = ["mocov3_resnet50", "simclr", "byol", "swav_256"].contains(&name);
         assert_eq!(is_default, !has_own, "{name}");
+    }
+}
+
+/// As in the paper: a rate of 2e-4 at 4096 images, after 10,000 steps of warm-up.
+#[test]
+fn the_recipe_of_masked_patches_is_the_papers() {
+    let config = recipe("masked_patch");
+    assert_eq!(Some(config.objective), ObjectiveConfig::named("masked_patch"));
+    assert_eq!((config.train.batch_size, config.train.steps), (4096, Some(1_000_000)));
+    assert!((config.optim.lr * 4096.0 / LR_BATCH - 2e-4).abs() < 1e-12);
+    assert_eq!(config.optim.warmup, Span::Steps(10_000));
+    assert_eq!((config.model.arch.as_str(), config.views.sizes()), ("vit_base16", vec![224]));
+}
+
+/// A patch is what a token of the last map stands for, with pixels as the run normalizes them.
+#[test]
+fn masked_patches_have_the_size_of_tokens() {
+    for (arch, side) in [("swin_tiny", 32), ("vit_small16", 16), ("resnet50", 32), ("cvt_tiny", 32)]
+    {
+        let arch = format!("model.arch={arch}");
+        let config = resolve(&["objective.name=masked_patch", "views.std=[0.3,0.3,0.3]", &arch]);
+        let config = config.unwrap();
+        let (_, objective) = config.network(&Device::Cpu, 0);
+        let objective: &dyn std::any::Any = &*objective;
+        let objective: &MaskedPatch = objective.downcast_ref().unwrap();
+        assert_eq!(objective.cut, Cut { side, normalization: config.views.normalization() });
     }
 }
 
@@ -624,7 +677,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[3]", "views.local_counts=[1]"],
             ["views.local_sizes=[4]", "views.local_counts=[1]"],
-            "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
+            "views of 3 pixels (`views.local_sizes`) hold no patch of 4 (`model.patch_size`)",
         ),
         (
             ["model.arch=resnet50", "train.crops_per_forward=2"],
@@ -635,7 +688,8 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[31]", "model.arch=vil_tiny"],
             ["views.local_sizes=[32]", "model.arch=vil_tiny"],
-            "views of 31 pixels leave a stage without tokens, they need at least 32",
+            "views of 31 pixels (`views.local_sizes`) leave a stage without tokens, they need at \
+             least 32",
         ),
         (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
@@ -732,7 +786,12 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.model, model);
     assert_eq!(Config::default().model.arch, "swin_tiny_w7");
     let objective = EsvitConfig {
-        region: true,
+        region: RegionConfig {
+            enabled: true,
+            r#match: Matching::Argmax,
+            loss: RegionLoss::CrossEntropy,
+            tokens: 0,
+        },
         weights: Weights::Named(NamedWeights::Reference),
         student_temp: 0.1,
         teacher_temp: 0.04,
@@ -966,7 +1025,8 @@ fn crops_that_go_through_at_a_time() {
     assert_eq!(crop_chunks(&["model.arch=resnet50"]), CropChunks::All);
     assert_eq!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::All);
     let shape = Config::default().model.backbone;
-    for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+    for named in Precision::ALL {
+        let precision = named.name();
         for again in [false, true] {
             let texts = [
                 format!("train.precision={precision}"),

@@ -54,7 +54,7 @@ impl Dinov2Config {
     /// The view task with the same terms.
     pub fn view_task(&self) -> EsvitConfig {
         EsvitConfig {
-            region: false,
+            region: false.into(),
             student_temp: self.student_temp,
             teacher_temp: self.teacher_temp,
             warmup_teacher_temp: self.warmup_teacher_temp,

@@ -18,11 +18,13 @@ pub mod distill;
 pub mod esvit;
 mod health;
 pub mod infonce;
+pub mod masked_patch;
 pub mod moby;
 pub mod mocov2;
 pub mod mocov3;
 pub mod pairs;
 pub mod queue;
+pub mod regions;
 pub mod simclr;
 pub mod sinkhorn;
 pub mod supervised;
@@ -108,6 +110,16 @@ impl MicroBatch {
     /// Number of images, B.
     pub fn images(&self) -> usize {
         self.views.first().map_or(0, |view| view.shape()[0])
+    }
+
+    /// A number of every image, by which random numbers are drawn for it: its index in the source, or its
+    /// place in the micro-batch where it has none.
+    pub fn numbers(&self) -> Vec<u64> {
+        let images = self.images();
+        if self.samples.len() == images {
+            return self.samples.clone();
+        }
+        (0..images as u64).collect()
     }
 }
 
@@ -274,14 +286,14 @@ pub trait Objective: Any + Debug + Send {
     }
 
     /// Whether the loss compares images with each other, or a head normalizes by them: `targets` and
-    /// `loss` then see those of all micro-batches at once, by their view features alone. See
-    /// [`Chunking::ByImage`].
+    /// `loss` then see those of all micro-batches at once, by their view features and, where
+    /// [`Objective::compares_regions`], those of regions. See [`Chunking::ByImage`].
     fn compares_images(&self) -> bool {
         false
     }
 
-    /// Whether, where images are compared, `targets` and `loss` need the region features of all
-    /// micro-batches as well.
+    /// Whether `targets` and `loss` see region features, too, where images are compared: all of a step's
+    /// are held then.
     fn compares_regions(&self) -> bool {
         false
     }

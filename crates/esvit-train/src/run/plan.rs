@@ -227,7 +227,10 @@ mod tests {
         TrainConfig,
     };
     use crate::mixup::MixupConfig;
-    use crate::objective::esvit::{Esvit, EsvitConfig, Weights};
+    use crate::objective::esvit::{
+        Centering, Esvit, EsvitConfig, PatchesConfig, RegionConfig, RegionLoss, Weights,
+    };
+    use crate::objective::regions::Matching;
     use crate::objective::supervised::SupervisedConfig;
     use crate::objective::{EmaTiming, Objective, ObjectiveConfig, Setup, Teacher};
     use crate::optim::{ClipScope, Decayed, OptimizerConfig, OptimizerKind};
@@ -303,7 +306,12 @@ mod tests {
                 }),
             },
             objective: ObjectiveConfig::Esvit(EsvitConfig {
-                region: false,
+                region: RegionConfig {
+                    enabled: false,
+                    r#match: Matching::Sinkhorn,
+                    loss: RegionLoss::Mse,
+                    tokens: 5,
+                },
                 weights: Weights::Free { view: 0.7, region: 0.2 },
                 student_temp: 0.2,
                 teacher_temp: 0.07,
@@ -312,6 +320,15 @@ mod tests {
                 center_momentum: 0.8,
                 freeze_last_layer: Span::Epochs(2.0),
                 momentum_teacher: 0.9,
+                centering: Centering::Sinkhorn,
+                sinkhorn_iterations: 5,
+                koleo: 0.3,
+                patches: PatchesConfig {
+                    weight: 0.4,
+                    mask_probability: 0.6,
+                    mask_ratio: [0.2, 0.3],
+                    separate_head: true,
+                },
                 mixup: mixup(),
                 head: HeadConfig {
                     out_dim: 6,
@@ -556,18 +573,19 @@ mod tests {
         assert_eq!(
             plan.to_string(),
             format!(
-                "L_V to 6 prototypes, Swin `custom` (1-2 blocks, width 4, window 3, 0.00 M \
-                 parameters, heads 0.00 M)\n\
+                "L_V + masked patches + KoLeo to 6 prototypes, balanced by Sinkhorn, Swin `custom` \
+                 (1-2 blocks, width 4, window 3, 0.00 M parameters, heads 0.00 M)\n\
                  views 2 x 16 px + 3 x 8 px\n\
                  10 images, 20 steps of 4 images, 5 steps an epoch (each image 2 times), {threads} threads, bf16; a \
-                 loss of 1.25 is that of chance"
+                 loss of 1.97 is that of chance"
             )
         );
-        // The view task has a weight of 0.7.
-        close("chance", plan.chance_loss, 0.7 * 6f64.ln());
+        // The view task has a weight of 0.7, masked patches of 0.4.
+        close("chance", plan.chance_loss, 1.1 * 6f64.ln());
         let mut config = unusual();
         let objective = esvit(&mut config);
-        (objective.region, objective.head.out_dim) = (true, 10_000);
+        (objective.region, objective.head.out_dim) = (true.into(), 10_000);
+        objective.patches.weight = 0.0;
         let BackboneConfig::Swin(swin) = &mut config.model.backbone else { panic!("a Swin") };
         swin.embed_dim = 32;
         config.views.local_counts = vec![0];
@@ -579,8 +597,8 @@ mod tests {
         });
         assert!(heads > 0.1 && backbone > 0.05, "{heads} {backbone}");
         let expected = format!(
-            "L_V + L_R to 10000 prototypes, Swin `custom` (1-2 blocks, width 32, window 3, \
-             {backbone:.2} M parameters, heads {heads:.2} M)\nviews 2 x 16 px\n"
+            "L_V + L_R + KoLeo to 10000 prototypes, balanced by Sinkhorn, Swin `custom` (1-2 blocks, \
+             width 32, window 3, {backbone:.2} M parameters, heads {heads:.2} M)\nviews 2 x 16 px\n"
         );
         let text = plan.to_string();
         assert!(text.starts_with(&expected), "{text}");
@@ -619,6 +637,7 @@ mod tests {
                 seed: 7,
                 precision: Precision::Bf16,
                 device: Device::Cpu,
+                ..Setup::default()
             };
             config.objective.settings().build(scope, &setup)
         })
@@ -628,7 +647,7 @@ mod tests {
     fn every_setting_reaches_the_learner() {
         let mut both = unusual();
         let objective = esvit(&mut both);
-        (objective.region, objective.mixup.enabled) = (true, false);
+        (objective.region, objective.mixup.enabled) = (true.into(), false);
         for mut config in [unusual(), both, unusual_supervised()] {
             let learner = learner(&config, &Device::Cpu, 3, Solo::shared());
             let expected = LearnerSettings {
@@ -660,7 +679,7 @@ mod tests {
                 let objective: &Esvit = objective.downcast_ref().unwrap();
                 assert_eq!(&objective.config, config);
                 assert_eq!(objective.heads.prototypes(), 6);
-                assert_eq!(objective.heads.has_region(), config.region);
+                assert_eq!(objective.heads.has_region(), config.region.enabled);
                 assert_eq!(objective.precision, Precision::Bf16);
             }
         }

@@ -8,7 +8,8 @@ use esvit_testing::tiny_vit;
 use esvit_train::Config;
 use esvit_train::checkpoint::{self, Checkpoint, Metadata};
 use esvit_train::objective::dinov2::Dinov2Config;
-use esvit_train::objective::esvit::{Centering, Masks, PatchesConfig};
+use esvit_train::objective::esvit::{Centering, Masks, PatchesConfig, RegionConfig, RegionLoss};
+use esvit_train::objective::regions::Matching;
 use esvit_train::objective::{Chunking, GLOBAL_VIEWS, ObjectiveConfig};
 
 use super::collective::{apart, together};
@@ -69,20 +70,43 @@ fn with_regions() -> Learner {
     })
 }
 
+/// Half of the tokens of a global view take part in the region task.
+fn some_tokens() -> RegionConfig {
+    RegionConfig { tokens: 2, ..RegionConfig::default() }
+}
+
+/// Distances by a transport.
+fn transport() -> RegionConfig {
+    let (r#match, loss) = (Matching::Sinkhorn, RegionLoss::Mse);
+    RegionConfig { r#match, loss, ..RegionConfig::default() }
+}
+
+fn with_some_regions() -> Learner {
+    esvit_with(|config| {
+        (config.koleo, config.centering, config.patches) = (0.3, Centering::Sinkhorn, PATCHES);
+        config.region = RegionConfig { tokens: 2, ..transport() };
+    })
+}
+
+fn patches_beside_some_regions() -> Learner {
+    esvit_with(|config| (config.region, config.patches) = (some_tokens(), PATCHES))
+}
+
 fn patches_alone() -> Learner {
     esvit_with(|config| config.patches = PATCHES)
 }
 
 fn koleo_alone() -> Learner {
-    esvit_with(|config| (config.region, config.koleo) = (false, 0.3))
+    esvit_with(|config| (config.region, config.koleo) = (false.into(), 0.3))
 }
 
 type Named = (&'static str, fn() -> Learner);
 
-const ALL: [Named; 5] = [
+const ALL: [Named; 6] = [
     ("centered", centered),
     ("balanced", balanced),
     ("with regions", with_regions),
+    ("with some regions", with_some_regions),
     ("patches alone", patches_alone),
     ("KoLeo alone", koleo_alone),
 ];
@@ -147,9 +171,11 @@ fn processes_are_one_run() {
 #[test]
 fn passes_of_some_views() {
     let (_, whole) = halves();
-    let expected = patches_alone().gradients(whole.clone(), &STEP).values;
-    for crop_chunks in [CropChunks::Crops(1), CropChunks::Crops(2)] {
-        let mut learner = patches_alone();
+    let chunks = [CropChunks::Crops(1), CropChunks::Crops(2)];
+    let learners: [fn() -> Learner; 2] = [patches_alone, patches_beside_some_regions];
+    for (new, crop_chunks) in learners.into_iter().flat_map(|new| chunks.map(|cut| (new, cut))) {
+        let expected = new().gradients(whole.clone(), &STEP).values;
+        let mut learner = new();
         learner.settings.crop_chunks = crop_chunks;
         let found = learner.gradients(whole.clone(), &STEP).values;
         for (index, spec) in learner.network.specs().iter().enumerate() {
@@ -160,10 +186,46 @@ fn passes_of_some_views() {
     }
 }
 
+/// Patches are predicted whether or not they take part in the region task, whose variants change no other
+/// term; and regions have their running mean, or distances, also where views and patches are balanced.
+#[test]
+fn variants_of_regions_leave_other_terms_alone() {
+    let (_, whole) = halves();
+    let result = |centering: Centering, region: &RegionConfig| {
+        let mut learner = esvit_with(|config| {
+            (config.koleo, config.patches) = (0.3, PATCHES);
+            (config.centering, config.region) = (centering, region.clone());
+        });
+        learner.step(whole.clone(), &STEP).unwrap()
+    };
+    let same = |name: &str, results: [&StepResult; 2]| {
+        let [a, b] = results.map(|result| super::part(result, name));
+        assert!(a.is_finite());
+        a == b
+    };
+    let both = [Centering::Softmax, Centering::Sinkhorn];
+    let published = both.map(|centering| result(centering, &RegionConfig::default()));
+    assert!(same("region", [&published[0], &published[1]]));
+    for variant in [some_tokens(), transport()] {
+        let found = both.map(|centering| result(centering, &variant));
+        for (found, published) in found.iter().zip(&published) {
+            for name in ["view", "patch", "koleo"] {
+                assert!(same(name, [found, published]), "{name}, {variant:?}");
+            }
+            assert!(!same("region", [found, published]), "{variant:?}");
+        }
+        assert!(same("region", [&found[0], &found[1]]), "{variant:?}");
+        for name in ["view", "patch"] {
+            assert!(!same(name, [&found[0], &found[1]]), "{name}, {variant:?}");
+        }
+    }
+}
+
 /// How each goes through the loop.
 #[test]
 fn what_is_compared() {
     for ((name, new), (images, regions)) in ALL.into_iter().zip([
+        (true, true),
         (true, true),
         (true, true),
         (true, true),

@@ -18,6 +18,7 @@ fn supervised(config: &SupervisedConfig, backbone: &BackboneConfig) -> Learner {
             seed: 0,
             precision: Precision::F32,
             device: Device::Cpu,
+            ..Setup::default()
         };
         Supervised::new(config, scope, &setup)
     });

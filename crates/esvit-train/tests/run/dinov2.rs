@@ -51,6 +51,30 @@ fn runs_go_on_with_masks_and_centers() {
     }
 }
 
+/// The same of both of EsViT's tasks, where some tokens take part in the region task.
+#[test]
+fn runs_with_some_regions_go_on() {
+    let objective = [
+        "objective.region.tokens=2",
+        "objective.region.loss=mse",
+        "objective.patches.weight=1",
+        "objective.koleo=0.1",
+        BALANCED,
+    ];
+    let new = || bench(&objective, &["train.micro_batch=1"]);
+    let (outcome, reported) = new().well("run");
+    assert!(reported.losses.iter().all(|loss| loss.is_finite()));
+    let expected = bytes(&outcome.checkpoint);
+    let mut bench = new();
+    bench.stop_after = 4;
+    let (outcome, first) = bench.well("run");
+    assert_eq!((outcome.end, outcome.step), (End::Stopped, 4));
+    (bench.start, bench.stop_after) = (Start::Resume, 0);
+    let (outcome, second) = bench.well("run");
+    assert!(bytes(&outcome.checkpoint) == expected);
+    assert_eq!([first.losses, second.losses].concat(), reported.losses);
+}
+
 /// How a step is cut changes the last bits alone.
 #[test]
 fn micro_batches_change_rounding_alone() {

@@ -10,14 +10,15 @@ use serde::{Deserialize, Serialize};
 use super::{Esvit, health};
 use crate::mixup::MixupConfig;
 use crate::objective::config::HeadMemory;
+use crate::objective::regions::Matching;
 use crate::objective::{Chunking, Collapse, Objective, ObjectiveSettings, Setup};
 use crate::span::Span;
 
 settings! {
     /// The tasks, the teacher and its targets, and the heads.
     pub struct EsvitConfig {
-        /// Adds the region task L_R to the view task L_V.
-        pub region: bool = true,
+        /// The region task.
+        pub region: RegionConfig = RegionConfig::default(),
         /// `reference` (0.5 each, 1 for L_V alone), `paper` (1 each), `{ view = .., region = .. }`.
         pub weights: Weights = Weights::Named(NamedWeights::Reference),
         /// The student's temperature.
@@ -37,7 +38,8 @@ settings! {
         pub freeze_last_layer: Span = Span::Epochs(1.0),
         /// How the teacher's targets for views and masked patches are balanced, so that no prototype
         /// dominates: `softmax`, less a running mean of the logits (DINO), or `sinkhorn`, by scaling
-        /// those of a step until all prototypes have as many. Regions have the first.
+        /// those of a step until all prototypes have as many. Regions that are compared over prototypes
+        /// have the first.
         pub centering: Centering = Centering::Softmax,
         /// How often `sinkhorn` scales; 0 leaves targets as they are, which collapses.
         pub sinkhorn_iterations: usize = 3,
@@ -51,6 +53,45 @@ settings! {
         /// The projection heads.
         pub head: HeadConfig = HeadConfig::default(),
     }
+}
+
+settings! {
+    /// The region task L_R.
+    pub struct RegionConfig {
+        /// Adds the region task L_R to the view task L_V. `objective.region=false` is short for it.
+        pub enabled: bool = true,
+        /// What a token learns from: `argmax`, the most similar token of the other view, as published, or
+        /// `sinkhorn`, all of its tokens by their shares in an optimal transport between both views.
+        pub r#match: Matching = Matching::Argmax,
+        /// `cross_entropy` over prototypes, as published, or `mse`, the squared distance of the head's
+        /// rows of unit length before the prototypes, which then do not learn.
+        pub loss: RegionLoss = RegionLoss::CrossEntropy,
+        /// Tokens of every view of an image that take part, drawn anew in every step: for backbones of a
+        /// single scale, which have many. 0 for all.
+        pub tokens: usize = 0,
+    }
+}
+
+impl From<bool> for RegionConfig {
+    /// As published, or none.
+    fn from(enabled: bool) -> Self {
+        Self { enabled, ..Self::default() }
+    }
+}
+
+/// How far a region is from what it learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionLoss {
+    /// Cross-entropy to the teacher's distribution over prototypes.
+    #[default]
+    CrossEntropy,
+    /// Squared distance of the head's rows of unit length.
+    Mse,
+}
+
+words! {
+    RegionLoss: "cross_entropy", "mse";
 }
 
 settings! {
@@ -155,7 +196,7 @@ impl Weights {
 impl EsvitConfig {
     /// The tasks by their names in the paper.
     pub fn tasks(&self) -> &'static str {
-        if self.region { "L_V + L_R" } else { "L_V" }
+        if self.region.enabled { "L_V + L_R" } else { "L_V" }
     }
 
     /// Terms beside these tasks, each after a plus sign.
@@ -180,7 +221,7 @@ impl EsvitConfig {
 
     /// Whether they then need the regions of all images as well.
     pub fn compares_regions(&self) -> bool {
-        self.compares_images() && (self.region || self.patches.is_on())
+        self.compares_images() && (self.region.enabled || self.patches.is_on())
     }
 }
 
@@ -202,7 +243,7 @@ impl ObjectiveSettings for EsvitConfig {
         temperature("warmup_teacher_temp", self.warmup_teacher_temp)?;
         share("momentum_teacher", self.momentum_teacher)?;
         share("center_momentum", self.center_momentum)?;
-        let (view, region) = self.weights.factors(self.region);
+        let (view, region) = self.weights.factors(self.region.enabled);
         let need = "one of them must be above 0, and none below";
         let is_used = view.max(region) > 0.0 && view.min(region) >= 0.0;
         check(
@@ -229,7 +270,7 @@ impl ObjectiveSettings for EsvitConfig {
         check(!(self.mixup.enabled && self.patches.is_on()), "mixup.enabled", true, need)?;
         let need = "regions of mixed images have no match\n\
                     hint: set `objective.region=false` to train the view task alone with mixup";
-        check(!(self.mixup.enabled && self.region), "mixup.enabled", true, need)
+        check(!(self.mixup.enabled && self.region.enabled), "mixup.enabled", true, need)
     }
 
     fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective> {
@@ -252,22 +293,26 @@ impl ObjectiveSettings for EsvitConfig {
     }
 
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         let prototypes = self.head.out_dim as f64;
         let masked = self.patches.share() * tokens;
-        let rows = if self.region { 1.0 + tokens } else { 1.0 };
-        let rows = rows + masked;
+        let RegionConfig { enabled, loss, tokens: most, .. } = self.region;
+        let of_regions = match (enabled, most) {
+            (false, _) => 0.0,
+            (true, 0) => tokens,
+            (true, most) => tokens.min(most as f64),
+        };
+        let rows = 1.0 + of_regions + masked;
         let saved = rows * (2.0 * self.head.hidden_dim as f64 + width) * (size + 4.0);
         // Features of regions wait for the others, and then for their gradients.
         let waiting = if self.compares_regions() { 8.0 * tokens * width } else { 0.0 };
+        let saved = saved + waiting;
+        // Distances are between rows before the prototypes.
+        let rows = if loss == RegionLoss::Mse { 1.0 + masked } else { rows };
         let logits = rows * prototypes * size;
         // Sinkhorn's shares, by rows and by columns.
         let is_balanced = self.centering == Centering::Sinkhorn;
         let targets = if is_balanced { 8.0 * (1.0 + masked) * prototypes } else { 0.0 };
-        let saved = saved + waiting;
         HeadMemory { saved, student_logits: logits, teacher_logits: logits, targets }
     }
 

@@ -1,35 +1,41 @@
 //! EsViT: the view task L_V of DINO and the region task L_R, towards an EMA teacher.
 //!
 //! Both are cross-entropies of the student to the teacher's distributions over prototypes; they
-//! differ in which rows are paired. This module lists the pairs, and
-//! [`ops::prototype_cross_entropy`] sums over them.
+//! differ in which rows are paired. `view.rs` and [`super::regions`] list the pairs, and [`loss()`] sums over
+//! them by [`prototype_cross_entropy`](esvit_nn::ops::prototype_cross_entropy).
 //!
-//! Beside them there may be the terms of DINOv2: masked patch prediction (`patches.rs`), KoLeo
-//! (`koleo.rs`), and targets that are balanced by Sinkhorn's iteration.
+//! The paper's variants of the region task are settings of it, [`RegionConfig`]. Beside both tasks there
+//! may be the terms of DINOv2: masked patch prediction (`patches.rs`), KoLeo (`koleo.rs`), and targets that
+//! are balanced by Sinkhorn's iteration.
 
 mod centers;
 mod config;
 mod health;
 mod koleo;
+mod loss;
 mod masks;
 mod patches;
-mod region;
+mod tokens;
 mod view;
 
 pub use centers::Centers;
-pub use config::{Centering, EsvitConfig, NamedWeights, PatchesConfig, Weights};
+pub(crate) use centers::follow_means;
+pub use config::{
+    Centering, EsvitConfig, NamedWeights, PatchesConfig, RegionConfig, RegionLoss, Weights,
+};
 pub use health::{CONSTANT, UNIFORM, examine};
 pub use koleo::koleo;
+pub use loss::{LossSettings, loss};
 pub use masks::Masks;
 pub use patches::Patches;
 
 use std::ops::Range;
 
 use esvit_kernels::profile;
-use esvit_nn::backbone::TokenMask;
+use esvit_nn::backbone::{RowFeatures, TokenMask};
 use esvit_nn::esvit_heads::{EsvitHeads, Predictions};
 use esvit_nn::forward_ctx::StepPart;
-use esvit_nn::ops::{self, Precision, TeacherRows};
+use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, ParamSpec, Params, Scope};
 use esvit_nn::{Collective, Tensor};
 
@@ -38,7 +44,7 @@ use super::pairs::rows_of_view;
 use super::sinkhorn::balancing_center;
 use super::{
     EmaTiming, GLOBAL_VIEWS, Health, Loss, LossPart, MicroBatch, Objective, Pass, Setup,
-    StateTensor, StepInfo, Teacher, Views,
+    StateTensor, StepInfo, Teacher,
 };
 use crate::mixup;
 use crate::schedule::{CosineSchedule, TemperatureSchedule};
@@ -64,7 +70,9 @@ pub struct Esvit {
     /// The type of GEMM operands.
     pub precision: Precision,
     seed: u64,
-    /// The teacher's predictions for the micro-batch at hand.
+    /// The numbers of the images of the micro-batch at hand.
+    samples: Vec<u64>,
+    /// The teacher's predictions for that micro-batch.
     teacher: Option<Predictions>,
     /// What balances those for views, if that is not the running mean.
     balance: Option<Tensor>,
@@ -76,7 +84,7 @@ pub struct Esvit {
 impl Esvit {
     /// Registers the heads; centers are zero.
     pub fn new(config: &EsvitConfig, scope: &mut Scope<'_>, setup: &Setup) -> Self {
-        let heads = EsvitHeads::new(scope, setup.width, &config.head, config.region);
+        let heads = EsvitHeads::new(scope, setup.width, &config.head, config.region.enabled);
         let centers = Centers::zeros(heads.prototypes(), heads.has_region(), &setup.device);
         let patches = config.patches.is_on().then(|| Patches::new(scope, config, setup));
         Self {
@@ -87,6 +95,7 @@ impl Esvit {
             patch_embed_lr: 1.0,
             precision: setup.precision,
             seed: setup.seed,
+            samples: Vec::new(),
             teacher: None,
             balance: None,
             mixing: None,
@@ -122,14 +131,29 @@ impl Esvit {
     pub fn momentum(&self, at: &StepInfo) -> f64 {
         CosineSchedule::new(self.config.momentum_teacher, 1.0, at.run.total_steps).at(at.step)
     }
+
+    /// The features of views from `first` on, with the tokens that take part in the region task.
+    fn with_some_tokens(&self, features: RowFeatures, first: usize, at: &StepInfo) -> RowFeatures {
+        let RegionConfig { enabled, tokens, .. } = self.config.region;
+        if !enabled || tokens == 0 {
+            return features;
+        }
+        tokens::sampled(features, tokens, (self.seed, at.step), first, &self.samples)
+    }
 }
 
 impl Objective for Esvit {
     fn chance_loss(&self) -> f64 {
         let (view, region) = self.config.weights.factors(self.heads.has_region());
         let region = if self.heads.has_region() { region } else { 0.0 };
+        let over_prototypes = (self.heads.prototypes() as f64).ln();
+        let of_region = match self.config.region.loss {
+            RegionLoss::CrossEntropy => over_prototypes,
+            // Rows in directions that have nothing in common.
+            RegionLoss::Mse => 2.0,
+        };
         let patches = self.patches.as_ref().map_or(0.0, Patches::weight);
-        (view + region + patches) * (self.heads.prototypes() as f64).ln()
+        (view + patches) * over_prototypes + region * of_region
     }
 
     fn compares_images(&self) -> bool {
@@ -177,13 +201,16 @@ impl Objective for Esvit {
 
     fn targets(
         &mut self,
-        _batch: &MicroBatch,
+        micro_batch: &MicroBatch,
         teacher: Option<Pass<'_>>,
         at: &StepInfo,
         collective: &dyn Collective,
     ) {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
+        // Patches are predicted whether or not they take part in the region task.
         let region = features.region.clone();
+        self.samples = micro_batch.numbers();
+        let features = self.with_some_tokens(features, 0, at);
         let teacher = self.heads.forward(params, features, batch, ctx);
         profile::time("centers", 0, || self.centers.observe(&teacher));
         let balanced = self.balanced(at);
@@ -218,11 +245,14 @@ impl Objective for Esvit {
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
         let (of_views, of_regions) = (features.view.clone(), features.region.clone());
+        let features = self.with_some_tokens(features, views.at_hand.start, at);
         let student = self.heads.forward(params, features, batch, ctx);
         let settings = LossSettings {
             student_temp: self.config.student_temp,
             teacher_temp: self.teacher_temp(at),
             weights: self.config.weights,
+            matching: self.config.region.r#match,
+            region_loss: self.config.region.loss,
             precision: self.precision,
         };
         let teacher = self.teacher.as_ref().expect("targets come first");
@@ -246,6 +276,7 @@ impl Objective for Esvit {
 
     fn end_micro_batch(&mut self) {
         (self.teacher, self.balance, self.mixing) = (None, None, None);
+        self.samples.clear();
         self.patches.iter_mut().for_each(Patches::end);
     }
 
@@ -287,68 +318,4 @@ impl Objective for Esvit {
     fn health(&self) -> Option<Health> {
         self.health.clone()
     }
-}
-
-/// Temperatures and weights of one evaluation of the loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LossSettings {
-    /// The student's temperature.
-    pub student_temp: f64,
-    /// The teacher's temperature in this epoch.
-    pub teacher_temp: f64,
-    /// Weights of the tasks.
-    pub weights: Weights,
-    /// The type of GEMM operands.
-    pub precision: Precision,
-}
-
-/// The loss of the student on some views against the teacher on the global ones, in the parts
-/// `view` and, with the region task, `region`.
-///
-/// `mixing` has the matrices `[B, B]` of [`crate::mixup::mix`] for all views; None without mixup.
-/// View task only.
-pub fn loss(
-    student: &Predictions,
-    teacher: &Predictions,
-    views: &Views,
-    centers: &Centers,
-    settings: &LossSettings,
-    mixing: Option<&[Vec<f32>]>,
-) -> Loss {
-    let batch = teacher.view_logits.rows() / GLOBAL_VIEWS;
-    // Every teacher view is paired with every other view.
-    let pair_count = (GLOBAL_VIEWS * (views.total - 1)) as f64;
-    let first_crop = views.at_hand.start;
-    let temperatures = [settings.student_temp, settings.teacher_temp];
-    let precision = settings.precision;
-
-    let weight = (1.0 / (batch as f64 * pair_count)) as f32;
-    let view = view::pairs(batch, views.at_hand.clone(), mixing, weight);
-    let view = ops::prototype_cross_entropy(
-        student.view_logits.clone(),
-        teacher.view_logits.clone(),
-        centers.view.clone(),
-        TeacherRows::new(&view, &centers.view.device()),
-        temperatures,
-        precision,
-    );
-
-    let region = match (&student.region, &teacher.region, &centers.region) {
-        (Some(student), Some(teacher), Some(center)) => Some(ops::prototype_cross_entropy(
-            student.logits.clone(),
-            teacher.logits.clone(),
-            center.clone(),
-            profile::time("region matches", 0, || {
-                region::pairs(student, teacher, batch, first_crop, pair_count)
-            }),
-            temperatures,
-            precision,
-        )),
-        _ => None,
-    };
-
-    let (view_weight, region_weight) = settings.weights.factors(region.is_some());
-    let mut parts = vec![LossPart { name: "view", value: view, weight: view_weight }];
-    parts.extend(region.map(|value| LossPart { name: "region", value, weight: region_weight }));
-    Loss { parts }
 }
