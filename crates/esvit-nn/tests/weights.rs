@@ -3,6 +3,8 @@
 
 #[path = "weights/cvt.rs"]
 mod cvt;
+#[path = "weights/igpt.rs"]
+mod igpt;
 #[path = "weights/pvt.rs"]
 mod pvt;
 #[path = "weights/resnet.rs"]

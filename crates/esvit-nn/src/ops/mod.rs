@@ -6,6 +6,7 @@
 
 mod attention;
 mod batch_norm;
+mod colors;
 mod contrast;
 mod convolution;
 mod cpu;
@@ -35,9 +36,12 @@ pub use attention::{
 pub use batch_norm::{
     BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
 };
+pub use colors::{embed_colors, nearest_colors};
 pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
-pub use cross_attention::{cross_attention, cross_attention_weights};
+pub use cross_attention::{
+    causal_attention, causal_attention_weights, cross_attention, cross_attention_weights,
+};
 pub use depthwise::depthwise;
 pub use gathered_attention::{
     AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,

@@ -373,8 +373,10 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     }
 }
 
-/// Beginnings of the names of class heads, and of what stands between features and them.
-const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
+/// Beginnings of the names of class heads, and of what stands between features and them. Classes of the last one
+/// are colors.
+const CLASS_HEADS: [&str; 6] =
+    ["classifier.", "fc.", "heads.", "head_dist.", "pooler.", "lm_head."];
 
 /// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
 /// MoCo-v3, SwAV, SimCLR.
