@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backbone::{Backbone, BackboneConfig, RowFeatures};
+use crate::backbone::{Backbone, BackboneConfig, Input, RowFeatures, TokenMask};
 use crate::forward_ctx::ForwardCtx;
 use crate::params::{ParamList, Params, Part, Registry, Role, Scope};
 use crate::tensor::Tensor;
@@ -55,11 +55,22 @@ impl Network {
     /// Rows are crop-major: all images of the first crop, then of the second. Region rows are the
     /// tokens of these images, row-major over the map.
     pub fn features(&self, params: &Params, crops: &[Tensor], ctx: &ForwardCtx) -> RowFeatures {
+        self.masked_features(params, crops, None, ctx)
+    }
+
+    /// The same with some tokens masked; those of `mask` are in the order of the crops.
+    pub fn masked_features(
+        &self,
+        params: &Params,
+        crops: &[Tensor],
+        mask: Option<&TokenMask>,
+        ctx: &ForwardCtx,
+    ) -> RowFeatures {
         let groups = crops.chunk_by(|a, b| a.shape() == b.shape()).map(|group| match group {
             [crop] => crop.clone(),
             group => Tensor::cat(group.to_vec(), 0),
         });
-        self.backbone.features(params, groups.collect::<Vec<_>>(), ctx)
+        self.backbone.features(params, Input { images: groups.collect(), mask }, ctx)
     }
 
     /// The same with batch statistics of every crop alone, as if the network ran once for each, where

@@ -70,7 +70,8 @@ impl Learner {
                         return None;
                     }
                     let views = of_images(&seen, part);
-                    found.push(features(network, params, &views, ctx, whose).view);
+                    let seen = (&views[..], None);
+                    found.push(features(network, params, seen, ctx, whose).view);
                 }
                 let features = view_features(by_view(&found, images));
                 let views = Views { total: at_hand.end, at_hand };
@@ -101,7 +102,8 @@ impl Learner {
             }
             let ctx = ctx_of(part).after(statistics);
             let views = of_images(&views, part);
-            found.push(features(&self.network, &self.student, &views, &ctx, whose).view);
+            let seen = (&views[..], None);
+            found.push(features(&self.network, &self.student, seen, &ctx, whose).view);
             statistics = ctx.into_statistics();
         }
 
@@ -139,7 +141,8 @@ impl Learner {
             let tape = Tape::new();
             let params = self.student.tracked(&tape);
             let ctx = ctx_of(part);
-            let found = features(&self.network, &params, &of_images(&views, part), &ctx, whose);
+            let seen = of_images(&views, part);
+            let found = features(&self.network, &params, (&seen[..], None), &ctx, whose);
             let upstream = rows_of(&upstream, views.len(), whole.images(), part);
             // Its gradient is what comes from above.
             sum.values.add_backward(&tape, &params, &(found.view * upstream).sum());

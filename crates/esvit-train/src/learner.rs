@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_kernels::{buffer, profile};
-use esvit_nn::backbone::RowFeatures;
+use esvit_nn::backbone::{RowFeatures, TokenMask};
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamId, ParamSpec};
@@ -391,7 +391,7 @@ impl Learner {
         let whose = self.objective.batch_statistics();
         let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
             params,
-            features: features(network, params, &seen, ctx, whose),
+            features: features(network, params, (&seen[..], None), ctx, whose),
             ctx,
             views: Views { total: at_hand.end, at_hand },
             batch: seen[0].shape()[0],
@@ -419,7 +419,10 @@ impl Learner {
             let tape = Tape::new();
             // What does not learn is not on the tape: no gradient is computed, and no activation saved.
             let params = self.student.tracked_where(&tape, |spec| !is_frozen || is_of_head(spec));
-            let features = features(&self.network, &params, &views[at_hand.clone()], &ctx, whose);
+            let mask = self.objective.token_mask(&params, at_hand.clone(), 0..images);
+            let mask = if is_frozen { mask.map(constant) } else { mask };
+            let seen = (&views[at_hand.clone()], mask.as_ref());
+            let features = features(&self.network, &params, seen, &ctx, whose);
             let pass = Pass {
                 params: &params,
                 features,
@@ -467,16 +470,21 @@ pub(crate) fn seen_by_teacher(objective: &dyn Objective, views: usize) -> Range<
     of_views(objective.teacher_views(), views)
 }
 
-/// View and region features of views.
+/// The same tokens where none learns: a gradient would have to go through the whole backbone.
+fn constant(mask: TokenMask) -> TokenMask {
+    TokenMask { token: mask.token.detach(), ..mask }
+}
+
+/// View and region features of views, some of whose tokens may be masked.
 pub(crate) fn features(
     network: &Network,
     params: &Params,
-    views: &[Tensor],
+    (views, mask): (&[Tensor], Option<&TokenMask>),
     ctx: &ForwardCtx,
     statistics: BatchStatistics,
 ) -> RowFeatures {
-    match statistics {
-        BatchStatistics::PerSize => network.features(params, views, ctx),
-        BatchStatistics::PerView => network.features_by_crop(params, views, ctx),
+    match (statistics, mask) {
+        (BatchStatistics::PerView, None) => network.features_by_crop(params, views, ctx),
+        (_, mask) => network.masked_features(params, views, mask, ctx),
     }
 }

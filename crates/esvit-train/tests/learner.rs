@@ -14,6 +14,9 @@ mod compared;
 #[path = "learner/distill.rs"]
 mod distill;
 
+#[path = "learner/igpt.rs"]
+mod igpt;
+
 #[path = "learner/layers.rs"]
 mod layers;
 
@@ -74,6 +77,7 @@ fn network(
         let setup = Setup {
             width,
             blocks: backbone.blocks(),
+            color_tokens: None,
             classes: 0,
             images: 0,
             seed,

@@ -27,6 +27,7 @@ pub fn learner(
         let setup = Setup {
             width,
             blocks: shape.blocks(),
+            color_tokens: None,
             classes,
             images: 0,
             seed: settings.seed,

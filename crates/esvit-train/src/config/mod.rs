@@ -236,6 +236,7 @@ impl Config {
             let setup = Setup {
                 width,
                 blocks: backbone.blocks(),
+                color_tokens: backbone.color_tokens(),
                 classes,
                 images: self.train.batch_size,
                 seed: self.seed,
@@ -258,12 +259,16 @@ impl Config {
         }
     }
 
-    /// Checks that all is there that training needs besides valid settings, such as a teacher.
+    /// Checks that all is there that training needs besides valid settings, such as a teacher, or a backbone
+    /// that suits the objective.
     ///
     /// # Errors
     /// Names the setting that lacks something.
     pub fn check_ready(&self) -> Result<(), ConfigError> {
-        Ok(self.objective.settings().check_ready().map_err(|error| error.within("objective"))?)
+        let objective = self.objective.settings();
+        let suits = objective.check_backbone(&self.model.backbone);
+        let ready = suits.and_then(|()| objective.check_ready());
+        Ok(ready.map_err(|error| error.within("objective"))?)
     }
 
     /// Checks each table, then their combinations.
@@ -324,7 +329,7 @@ impl Config {
         let least = backbone.least_side();
         if smallest < least {
             let what = match backbone {
-                BackboneConfig::Swin(_) | BackboneConfig::Vit(_) => {
+                BackboneConfig::Swin(_) | BackboneConfig::Vit(_) | BackboneConfig::Igpt(_) => {
                     format!("hold no patch of {least} (`model.patch_size`)")
                 }
                 _ => format!("leave a stage without tokens, they need at least {least}"),

@@ -2,9 +2,10 @@
 
 use std::fmt::Debug;
 
-use esvit_nn::Device;
+use esvit_nn::backbone::igpt::ColorTokens;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
+use esvit_nn::{BackboneConfig, Device};
 use esvit_settings::describe::{Describe, Value, json};
 use esvit_settings::{SettingError, check};
 use serde::de::Error;
@@ -15,6 +16,7 @@ use super::byol::ByolConfig;
 use super::densecl::DenseClConfig;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
+use super::igpt::IgptConfig;
 use super::moby::MobyConfig;
 use super::mocov2::MocoV2Config;
 use super::mocov3::MocoV3Config;
@@ -30,6 +32,8 @@ pub struct Setup {
     pub width: usize,
     /// Blocks of the backbone.
     pub blocks: usize,
+    /// How the backbone sees an image as colors, if it does.
+    pub color_tokens: Option<ColorTokens>,
     /// Number of classes of the images, 0 without labels.
     pub classes: usize,
     /// Images of a step, over all micro-batches and processes.
@@ -52,6 +56,14 @@ pub trait ObjectiveSettings: Debug {
     /// # Errors
     /// Names the first invalid one.
     fn validate(&self) -> Result<(), SettingError>;
+
+    /// Checks that a backbone is one for this objective. Keys are relative to the table.
+    ///
+    /// # Errors
+    /// Says what it lacks.
+    fn check_backbone(&self, _backbone: &BackboneConfig) -> Result<(), SettingError> {
+        Ok(())
+    }
 
     /// Checks that all is there that training needs besides valid settings. Keys are relative to the table.
     ///
@@ -220,6 +232,8 @@ objectives! {
     Swav(SwavConfig) = "swav",
     /// DenseCL: MoCo-v2 for the whole view and for each cell of its map.
     DenseCl(DenseClConfig) = "densecl",
+    /// iGPT: a transformer predicts the colors of pixels.
+    Igpt(IgptConfig) = "igpt",
     /// Classification with labels.
     Supervised(SupervisedConfig) = "supervised",
     /// Distillation from a frozen teacher.

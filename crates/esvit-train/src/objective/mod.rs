@@ -16,6 +16,7 @@ pub mod densecl;
 pub mod distill;
 pub mod esvit;
 mod health;
+pub mod igpt;
 pub mod infonce;
 pub mod moby;
 pub mod mocov2;
@@ -32,7 +33,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_nn::backbone::RowFeatures;
+use esvit_nn::backbone::{RowFeatures, TokenMask};
 use esvit_nn::params::{ParamId, ParamSpec};
 use esvit_nn::{Collective, ForwardCtx, Network, Params, Tensor};
 
@@ -325,6 +326,17 @@ pub trait Objective: Any + Debug + Send {
     /// The views that the student sees. `place` is step and micro-batch, for random numbers.
     fn student_views(&mut self, batch: &MicroBatch, _place: [u64; 2]) -> Vec<Tensor> {
         batch.views.clone()
+    }
+
+    /// Tokens that are hidden from the student's blocks in a pass over some views of some images of the
+    /// micro-batch at hand. `params` are those of the pass. Where images are compared, none is hidden.
+    fn token_mask(
+        &self,
+        _params: &Params,
+        _views: Range<usize>,
+        _images: Range<usize>,
+    ) -> Option<TokenMask> {
+        None
     }
 
     /// The loss of the student's pass against the targets. Chunks of views add up.

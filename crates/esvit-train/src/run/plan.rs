@@ -613,6 +613,7 @@ mod tests {
             let setup = Setup {
                 width,
                 blocks: 3,
+                color_tokens: None,
                 classes: 3,
                 images: config.train.batch_size,
                 seed: 7,

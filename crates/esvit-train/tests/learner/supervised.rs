@@ -12,6 +12,7 @@ fn supervised(config: &SupervisedConfig, backbone: &BackboneConfig) -> Learner {
         let setup = Setup {
             width,
             blocks: backbone.blocks(),
+            color_tokens: None,
             classes: CLASSES,
             images: 0,
             seed: 0,
