@@ -373,15 +373,19 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
     }
 }
 
-/// Beginnings of the names of class heads, and of what stands between features and them. Classes of the last one
-/// are colors.
-const CLASS_HEADS: [&str; 6] =
-    ["classifier.", "fc.", "heads.", "head_dist.", "pooler.", "lm_head."];
+/// Beginnings of the names of class heads, and of what stands between features and them.
+const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
 
 /// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
-/// MoCo-v3, SwAV, SimCLR.
-const PROJECTORS: [&str; 5] =
-    ["projector.", "predictor.", "projection_head.", "prototypes.", "head_contrastive."];
+/// MoCo-v3, SwAV, SimCLR, iGPT.
+const PROJECTORS: [&str; 6] = [
+    "projector.",
+    "predictor.",
+    "projection_head.",
+    "prototypes.",
+    "head_contrastive.",
+    "lm_head.",
+];
 
 /// The same for sequences of layers with numbers: MoCo-v2, DenseCL.
 const SEQUENCES: [&str; 3] = ["fc.", "mlp.", "mlp2."];

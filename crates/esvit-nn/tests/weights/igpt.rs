@@ -45,7 +45,7 @@ fn files_are_recognized_and_read_back_to_the_bit() {
             );
             let (found, report) = stored.load(params.specs(), &Device::Cpu, |_| None).unwrap();
             assert!(same_bits(&found, &params), "{prefix}");
-            assert_eq!(report.left_out[reason::CLASSES].len(), 1);
+            assert_eq!(report.left_out[reason::PROJECTION].len(), 1);
         }
     }
 }
