@@ -152,8 +152,17 @@ fn colors_are_hidden_by_chance() {
     let batch = MicroBatch::unlabeled(views(4));
     let all = hidden(&mut learner, &batch, [0, 0]);
     assert_eq!(all, many[..64]);
-    let of_second = learner.objective.token_mask(&learner.student, 1..2, 1..3).unwrap();
-    assert_eq!(of_second.rows.dims(), [8]);
+    let of_second = |learner: &Learner, images| -> Vec<f32> {
+        learner.objective.token_mask(&learner.student, 1..2, images).unwrap().rows.to_vec()
+    };
+    assert_eq!(of_second(&learner, 1..3), of_second(&learner, 0..4)[4..12]);
+    hidden(&mut learner, &MicroBatch::unlabeled(views(200)), [0, 0]);
+    let second = of_second(&learner, 0..200);
+    let mut both = second.chunks(4).zip(many.chunks(16).map(|image| &image[..4]));
+    let differ = both.any(|(second, first)| {
+        first.contains(&true) && second.iter().zip(first).any(|(a, &b)| (*a == 1.0) != b)
+    });
+    assert!(differ, "views hide alike");
     // One at least.
     let mut learner = filled(Variant::Bert, 1e-9);
     let few = hidden(&mut learner, &one_view(50), [0, 0]);
