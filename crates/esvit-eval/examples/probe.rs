@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let [train, queries] = [read(folder, "train")?, read(folder, "query")?];
     let blocks = vec![LastBlocks { n: 1, first: 0 }];
-    let probe = Probe { solver, blocks, standardize: false, refit: true };
+    let probe = Probe { solver, blocks, standardize: false, refit: true, metric: None };
     let outcome = probe.run(&train, &queries, None)?;
     Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?)
 }

@@ -2,19 +2,20 @@
 //!
 //! Results are appended to a file, so that an interrupted evaluation can be continued.
 
+mod dataset;
+mod known;
+
 use std::path::{Path, PathBuf};
 
-use esvit_data::DecodeLimits;
 use esvit_files::{FileError, LineLog};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::labeled::{LabeledTask, TaskError};
-use crate::probe::{Metrics, Probe, ProbeError, SplitFeatures};
-use esvit_model::PretrainedBackbone;
+pub use dataset::Dataset;
+pub use known::{KnownSet, SETS};
 
-/// Names of the folder of query images in a dataset, in order of preference.
-const QUERY_FOLDERS: [&str; 2] = ["test", "val"];
+use crate::probe::{Metric, Metrics, Probe, ProbeError, SplitFeatures};
+use esvit_model::PretrainedBackbone;
 
 /// Identifies a result: only one with an equal key is reused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub struct Key {
     pub weights: String,
     /// The probe's options.
     pub probe: Value,
+    /// The metric that its setting is chosen by.
+    pub metric: Metric,
     /// Number of training images.
     #[serde(alias = "train_pictures")]
     pub train_images: usize,
@@ -36,14 +39,16 @@ pub struct Key {
 /// Result of a probe on a dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DatasetResult {
-    /// Name of the metric, `top1` or `map`.
-    pub metric: String,
-    /// Value in percent.
+    /// Value of the metric, in percent.
     pub value: f64,
-    /// 95 % confidence interval.
-    pub interval: [f64; 2],
+    /// 95 % confidence interval of top-1; other metrics have none.
+    pub interval: Option<[f64; 2]>,
     /// The chosen setting and its metrics.
     pub best: Value,
+    /// Classes or labels that the metric's mean leaves out, since no query image tells anything of
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// A line of the file.
@@ -88,23 +93,6 @@ pub enum TransferError {
     },
 }
 
-/// Opens a dataset: a folder with `train` and `test` or `val`, or a folder of classes of which
-/// every fifth image is held out.
-///
-/// # Errors
-/// [`TaskError`] if a folder cannot be read or has no labels, or the two parts share no class.
-pub fn open_dataset(folder: &Path, limits: &DecodeLimits) -> Result<LabeledTask, TaskError> {
-    let train = folder.join("train");
-    let queries =
-        QUERY_FOLDERS.map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
-    match queries {
-        Some(queries) if train.is_dir() => {
-            LabeledTask::folders(&train, Some(&queries), limits, usize::MAX)
-        }
-        _ => LabeledTask::folders(folder, None, limits, usize::MAX),
-    }
-}
-
 /// Hash (FNV-1a) of preprocessing and weights.
 pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
@@ -118,22 +106,31 @@ pub fn fingerprint(backbone: &PretrainedBackbone) -> String {
     format!("{hash:016x}")
 }
 
-/// Probes a backbone on one dataset, by features of the largest number of last blocks that the
-/// probe tries.
+/// Probes a backbone on one dataset, whose classes or labels have these names, by features of the
+/// largest number of last blocks that the probe tries.
 ///
 /// # Errors
 /// As [`Probe::run`].
-pub fn measure(probe: &Probe, splits: &SplitFeatures) -> Result<DatasetResult, TransferError> {
+pub fn measure(
+    probe: &Probe,
+    splits: &SplitFeatures,
+    classes: &[String],
+) -> Result<DatasetResult, TransferError> {
+    let targets = &splits.queries.targets;
+    let metric = probe.metric_of(targets);
     let best = probe.run(&splits.train, &splits.queries, None)?.best;
-    let (metric, interval) = match best.metrics {
-        Metrics::Classes(accuracy) => ("top1", accuracy.interval),
-        Metrics::Labels { map, .. } => ("map", [map; 2]),
+    let interval = match best.metrics {
+        Metrics::Classes(of) if metric == Metric::Top1 => Some(of.accuracy.interval),
+        _ => None,
     };
+    let left_out = metric.left_out(targets);
+    let name = |class: usize| classes.get(class).cloned().unwrap_or_default();
     Ok(DatasetResult {
-        metric: metric.into(),
-        value: best.metrics.value(),
+        // A probe refuses a metric that its query images do not have.
+        value: best.metrics.get(metric).unwrap_or(f64::NAN),
         interval,
         best: serde_json::to_value(best).unwrap_or_default(),
+        left_out: left_out.into_iter().map(name).collect(),
     })
 }
 
@@ -227,13 +224,14 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{backbone, noise};
+    use crate::testing::backbone;
 
     fn key(set: &str) -> Key {
         Key {
             set: set.into(),
             weights: "1".into(),
             probe: serde_json::json!({ "solver": "sgd", "lr": [0.1] }),
+            metric: Metric::Top1,
             train_images: 3,
             query_images: 2,
         }
@@ -241,7 +239,8 @@ mod tests {
 
     fn result(value: f64) -> DatasetResult {
         let best = serde_json::json!({ "n": 4 });
-        DatasetResult { metric: "top1".into(), value, interval: [value / 2.0, value], best }
+        let left_out = vec!["a class".into()];
+        DatasetResult { value, interval: Some([value / 2.0, value]), best, left_out }
     }
 
     #[test]
@@ -256,6 +255,7 @@ mod tests {
         let results = Results::open(&path).unwrap();
         assert_eq!(results.find(&key("b")), Some(&result(100.0 / 3.0)));
         assert_eq!(results.find(&Key { query_images: 3, ..key("b") }), None);
+        assert_eq!(results.find(&Key { metric: Metric::MeanPerClass, ..key("b") }), None);
         assert_eq!(results.find(&key("c")), None);
         std::fs::write(&path, "no result\n").unwrap();
         let error = Results::open(&path).unwrap_err().to_string();
@@ -293,56 +293,66 @@ mod tests {
         assert_ne!(fingerprint(&other), print(1));
     }
 
+    /// As written before sets had metrics of their own.
     #[test]
-    fn folders_of_a_set_are_found() {
+    fn older_results_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        let add = |part: &str, class: &str, count: u64| {
-            let path = folder.path().join(part).join(class);
-            std::fs::create_dir_all(&path).unwrap();
-            for i in 0..count {
-                let png = esvit_data::encode_png(&noise(8, 8, i)).unwrap();
-                std::fs::write(path.join(format!("{i}.png")), png).unwrap();
-            }
-        };
-        let images = |part: &str| {
-            let path =
-                if part.is_empty() { folder.path().into() } else { folder.path().join(part) };
-            open_dataset(&path, &DecodeLimits::default()).map(|task| task.images())
-        };
-        ["a", "b"].into_iter().for_each(|class| add("train", class, 5));
-        // Without a second part every fifth image is set aside.
-        assert_eq!(images("train").unwrap(), (8, 2));
-        add("val", "a", 3);
-        assert_eq!(images("").unwrap(), (10, 3));
-        add("test", "b", 1);
-        assert_eq!(images("").unwrap(), (10, 1));
+        let path = folder.path().join("transfer.jsonl");
+        let line = serde_json::json!({
+            "set": "a", "weights": "1", "probe": { "solver": "sgd", "lr": [0.1] },
+            "train_images": 3, "query_images": 2, "metric": "top1", "value": 10.0,
+            "interval": [5.0, 10.0], "best": { "n": 4 },
+        });
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        let results = Results::open(&path).unwrap();
+        let found = DatasetResult { left_out: vec![], ..result(10.0) };
+        assert_eq!(results.find(&key("a")), Some(&found));
     }
 
-    #[test]
-    fn accuracies_of_probes_come_with_their_intervals() {
+    fn probe(metric: Option<Metric>) -> Probe {
         let logistic = crate::probe::Logistic { l2s: vec![1e-3], max_iterations: 50 };
-        let probe = Probe {
+        Probe {
             solver: crate::probe::Solver::Logistic(logistic),
             blocks: vec![crate::probe::LastBlocks { n: 1, first: 0 }],
             standardize: false,
             refit: true,
-        };
+            metric,
+        }
+    }
+
+    /// One feature, which is the class, or 0 without labels; the last query image looks like class 0.
+    fn splits(count: usize) -> SplitFeatures {
         let side = |of: Vec<u32>| crate::probe::Examples {
             values: of.iter().map(|&class| class as f32).collect(),
             width: 1,
-            targets: crate::probe::Targets::Classes { of, count: 2 },
+            targets: crate::probe::Targets::Classes { of, count },
         };
-        let mut queries = side(vec![0, 1, 0, 1]);
-        queries.values[3] = 0.0;
-        let splits = SplitFeatures {
-            train: side([0, 1].repeat(10)),
-            queries,
-            train_images: vec![],
-            left_out: vec![],
-        };
-        let found = measure(&probe, &splits).unwrap();
-        assert_eq!((found.metric.as_str(), found.value), ("top1", 75.0));
-        assert_eq!(found.interval, crate::probe::wilson_interval(3, 4));
-        assert_eq!(found.best["top1"], 75.0);
+        let mut queries = side(vec![0, 1, 0, 0, 1]);
+        queries.values[4] = 0.0;
+        let train = side([0, 1].repeat(10));
+        SplitFeatures { train, queries, train_images: vec![], left_out: vec![] }
+    }
+
+    #[test]
+    fn accuracies_of_probes_come_with_their_intervals() {
+        let names = ["a", "b"].map(String::from);
+        let found = measure(&probe(None), &splits(2), &names).unwrap();
+        assert_eq!((found.value, found.left_out.len()), (80.0, 0));
+        assert_eq!(found.interval, Some(crate::probe::wilson_interval(4, 5)));
+        assert_eq!(found.best["top1"], 80.0);
+    }
+
+    #[test]
+    fn other_metrics_name_the_classes_that_they_leave_out() {
+        let names = ["a", "b", "c"].map(String::from);
+        let found = measure(&probe(Some(Metric::MeanPerClass)), &splits(3), &names).unwrap();
+        assert_eq!((found.value, found.interval), (75.0, None));
+        assert_eq!(found.left_out, ["c"]);
+        assert_eq!(found.best["mean_per_class"], 75.0);
+        // Of six pairs of a positive and a negative three are in order, three alike.
+        let found = measure(&probe(Some(Metric::RocAuc)), &splits(2), &names[..2]).unwrap();
+        assert_eq!((found.value, found.interval, found.left_out.len()), (75.0, None, 0));
+        let error = measure(&probe(Some(Metric::Map)), &splits(2), &names[..2]).unwrap_err();
+        assert!(error.to_string().contains("mAP cannot be measured"), "{error}");
     }
 }

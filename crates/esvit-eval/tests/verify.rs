@@ -11,8 +11,8 @@ mod objectives;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use esvit_eval::verify::{Check, Outcome, Report, run};
-use esvit_nn::Device;
+use esvit_eval::verify::{Check, Options, Outcome, Report, run};
+use esvit_nn::ops::Precision;
 use esvit_weights::{Dtype, Tensor, Values, WeightsFile, write_safetensors};
 use serde_json::{Value, json};
 
@@ -77,7 +77,7 @@ impl Case {
         write_safetensors(&mut bytes, &tensors, &BTreeMap::new()).unwrap();
         write("tensors.safetensors", &bytes);
         self.files.iter().for_each(|(name, bytes)| write(name, bytes));
-        run(folder.path(), &Device::Cpu, |_| ()).unwrap().swap_remove(0)
+        run(folder.path(), Options::default(), |_| ()).unwrap().swap_remove(0)
     }
 
     fn checks(&self) -> Vec<Check> {
@@ -715,11 +715,11 @@ fn what_cannot_be_compared_is_no_success() {
             std::fs::copy(from, folder.path().join(name).join(file)).unwrap();
         }
     }
-    let reports = run(folder.path(), &Device::Cpu, |report| shown.push(report.name.clone()));
+    let reports = run(folder.path(), Options::default(), |report| shown.push(report.name.clone()));
     assert_eq!(shown, ["knn-few-classes", "knn-ten-classes"]);
     assert!(reports.unwrap().iter().all(Report::passed));
     let empty = tempfile::tempdir().unwrap();
-    assert!(run(empty.path(), &Device::Cpu, |_| ()).is_err());
+    assert!(run(empty.path(), Options::default(), |_| ()).is_err());
 }
 
 #[test]
@@ -745,4 +745,20 @@ fn settings_that_do_not_fit_the_tensors_are_refused() {
         let Outcome::Failed(error) = report.outcome else { panic!("{name}, {key}") };
         assert!(error.to_string().contains(expected), "{name}, {key}: {error}");
     }
+}
+
+/// Other precisions are seen: bf16 exceeds the tolerances of f32.
+#[test]
+fn cases_in_bf16() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
+    let differences = |precision: Precision| -> Vec<f64> {
+        let options = Options { precision, ..Options::default() };
+        let report =
+            run(&goldens.join("backbone-swin-w7"), options, |_| ()).unwrap().swap_remove(0);
+        let Outcome::Compared(checks) = report.outcome else { panic!("{:?}", report.outcome) };
+        checks.iter().map(|check| check.difference / check.tolerance).collect()
+    };
+    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(differences);
+    assert!(f32.iter().all(|&share| share <= 1.0), "{f32:?}");
+    assert!(bf16.iter().any(|&share| share > 1.0), "{bf16:?}");
 }

@@ -370,6 +370,9 @@ pub fn backward<T: Element>(
         &qkv_bias,
     );
     qkv_bias.iter_mut().zip(dpadding).for_each(|(sum, padding)| *sum += padding);
+    // A key bias adds the same to all logits of a query, so the softmax does not change with it. The sum
+    // is zero but for rounding, which AdamW would turn into steps as large as the learning rate.
+    qkv_bias[width..2 * width].fill(0.0);
     Gradients { gamma, beta, qkv_weight, qkv_bias, bias_table, proj_weight, proj_bias }
 }
 

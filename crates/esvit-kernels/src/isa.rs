@@ -1,10 +1,12 @@
 //! Run-time choice of the instruction set.
 
 mod amx;
+mod vendor;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use amx::{Amx, amx};
+pub use vendor::{Vendor, vendor};
 
 /// An instruction set, from the least to the most capable; an emulation stands last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,8 +135,8 @@ pub fn limit(isa: Isa) {
     IN_USE.store(number, Ordering::Relaxed);
 }
 
-/// Whether the hardware multiplies bf16 pairs, so that bf16 GEMM is faster than f32. An emulation
-/// answers as what it stands for.
+/// Whether the hardware multiplies bf16 pairs. That bf16 GEMM is then faster than f32 is not said. An
+/// emulation answers as what it stands for.
 pub fn has_bf16() -> bool {
     current() >= Isa::Avx512Bf16
 }

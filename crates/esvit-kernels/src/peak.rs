@@ -1,4 +1,4 @@
-//! Peak GEMM throughput of the machine.
+//! Peak throughput of the machine: of GEMM, and of registers alone.
 
 use std::time::Instant;
 
@@ -14,10 +14,29 @@ const SHAPE: [usize; 3] = [48, 192, 64];
 /// GEMM calls of a round.
 const REPEATS: usize = 2000;
 
+/// Multiply-accumulates of a round of products of registers, on each thread.
+const REGISTER_MACS: usize = 1 << 28;
+
 /// Multiply-accumulates a second, on all threads, of GEMM in `T` with packed operands in the
 /// caches: the best of `rounds` rounds.
 pub fn gemm_rate<T: Element>(rounds: usize) -> f64 {
     profile::unrecorded(|| (0..rounds.max(1)).map(|_| one_round::<T>()).fold(0.0, f64::max))
+}
+
+/// Multiply-accumulates a second, on all threads, of the instructions that GEMM in `T` takes, on
+/// registers alone: what no GEMM exceeds. The best of `rounds` rounds.
+pub fn register_rate<T: Element>(rounds: usize) -> f64 {
+    let registers = T::registers();
+    let turns = REGISTER_MACS / registers.macs();
+    let threads = rayon::current_num_threads();
+    let one_round = |_| {
+        let began = Instant::now();
+        (0..threads).into_par_iter().for_each(|_| {
+            std::hint::black_box(registers.run(turns));
+        });
+        (threads * turns * registers.macs()) as f64 / began.elapsed().as_secs_f64()
+    };
+    (0..rounds.max(1)).map(one_round).fold(0.0, f64::max)
 }
 
 fn one_round<T: Element>() -> f64 {

@@ -111,6 +111,21 @@ impl Rng {
             items.swap(i, self.below(i as u64 + 1) as usize);
         }
     }
+
+    /// `count` of the numbers below `n`, each set as likely as any other, in ascending order; all of them
+    /// if there are no more.
+    pub fn subset(&mut self, n: usize, count: usize) -> Vec<usize> {
+        let mut numbers: Vec<usize> = (0..n).collect();
+        let count = count.min(n);
+        // The first places of a shuffle.
+        for place in 0..count {
+            let other = place + self.below((n - place) as u64) as usize;
+            numbers.swap(place, other);
+        }
+        numbers.truncate(count);
+        numbers.sort_unstable();
+        numbers
+    }
 }
 
 #[cfg(test)]
@@ -168,6 +183,22 @@ mod tests {
             (0..4).for_each(|place| counts[place][items[place]] += 1);
         }
         assert!(counts.iter().flatten().all(|count| count.abs_diff(1000) < 120), "{counts:?}");
+    }
+
+    /// Each number is drawn as often as any other, the last one too, and at most once.
+    #[test]
+    fn subsets_are_uniform() {
+        let mut counts = [0usize; 5];
+        for seed in 0..5000 {
+            let subset = Rng::new(seed, [0; 3]).subset(5, 2);
+            assert!(subset.len() == 2 && subset[0] < subset[1], "{subset:?}");
+            subset.into_iter().for_each(|number| counts[number] += 1);
+        }
+        assert!(counts.iter().all(|count| count.abs_diff(2000) < 150), "{counts:?}");
+        for count in [3, 4] {
+            assert_eq!(Rng::new(1, [0; 3]).subset(3, count), [0, 1, 2]);
+        }
+        assert_eq!(Rng::new(1, [0; 3]).subset(0, 1), [0usize; 0]);
     }
 
     #[test]

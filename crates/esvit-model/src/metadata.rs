@@ -152,3 +152,38 @@ const MODEL_KEYS: [&str; 8] = [
     "mlp_ratio",
     "norm_eps",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key counts in its table alone, whatever else has one of its name.
+    #[test]
+    fn settings_of_early_versions_are_read_by_table() {
+        let decoy = "img_size = 1\npatch_size = 1\nembed_dim = 1\ndepths = [1]\nnum_heads = [1]\n\
+                     window_size = 1\nmlp_ratio = 1.0\nnorm_eps = 1.0\ncrop = 1\nresize = 1\n\
+                     global_size = 1\nmean = [1, 1, 1]\nstd = [1, 1, 1]\nseed = 1\n";
+        let read = |crop: usize| {
+            let settings = format!(
+                "seed = 5\n[another]\n{decoy}[knn]\ncrop = {crop}\nresize = 70\n\
+                 [model]\nimg_size = 32\npatch_size = 2\nembed_dim = 12\ndepths = [1, 2]\n\
+                 num_heads = [3, 6]\nwindow_size = 4\nmlp_ratio = 2.0\nnorm_eps = 1e-4\n\
+                 [views]\nglobal_size = 48\nmean = [0.1, 0.2, 0.3]\nstd = [0.4, 0.5, 0.6]\n\
+                 [zzz]\n{decoy}"
+            );
+            RunBackbone::from_settings(&settings).unwrap_or_else(|error| panic!("{error}"))
+        };
+        let found = read(40);
+        assert_eq!(found.seed, 5);
+        let shape = serde_json::to_value(&found.model).expect("plain values");
+        for (key, value) in
+            [("img_size", 32), ("patch_size", 2), ("embed_dim", 12), ("window_size", 4)]
+        {
+            assert_eq!(shape[key], value, "{key}");
+        }
+        let Preprocess { mean, std, .. } = found.preprocess;
+        assert_eq!((mean, std), ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]));
+        assert_eq!((found.preprocess.transform.crop, read(0).preprocess.transform.crop), (40, 48));
+        assert_eq!(found.preprocess.transform.resize, 70);
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use esvit_data::{Image, ImageError, Preprocess};
 use esvit_nn::weights::{
-    Known, Location, NetworkRole, Report, StoredNetwork, WeightsError, WeightsFile,
+    Known, Location, Method, NetworkRole, Report, StoredNetwork, WeightsError, WeightsFile,
 };
 use esvit_nn::{Backbone, BackboneConfig, Device, Params, zoo};
 use esvit_settings::SettingError;
@@ -184,7 +184,7 @@ impl OpenOptions {
             (Some(stored), _) if self.img_size.is_some() => resized(stored, size),
             (Some(stored), _) => stored,
             (None, Some(card)) => card.preprocess(size),
-            (None, None) => Preprocess::published(size),
+            (None, None) => published(stored.location().method, size),
         };
         model
             .check_image("preprocess.crop", [preprocess.size(); 2])
@@ -220,6 +220,18 @@ impl OpenOptions {
         }
         Ok((model, assumed, card))
     }
+}
+
+/// Preprocessing of published networks of a method. SimCLR has no normalization, and SwAV's code another
+/// deviation of red than all others.
+fn published(method: Option<Method>, size: u32) -> Preprocess {
+    let mut preprocess = Preprocess::published(size);
+    match method {
+        Some(Method::SimClr) => (preprocess.mean, preprocess.std) = ([0.0; 3], [1.0; 3]),
+        Some(Method::Swav) => preprocess.std[0] = 0.228,
+        _ => {}
+    }
+    preprocess
 }
 
 /// The same preprocessing for images of another size: as much of an image is seen.
@@ -301,5 +313,23 @@ impl PretrainedBackbone {
             preprocess: self.preprocess.clone(),
             steps: self.source.steps,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_normalized_as_their_method_does() {
+        let of = |method| {
+            let Preprocess { mean, std, .. } = published(method, 32);
+            (mean, std)
+        };
+        let usual = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
+        assert_eq!(of(None), (usual[0], usual[1]));
+        assert_eq!(of(Some(Method::MocoV3)), (usual[0], usual[1]));
+        assert_eq!(of(Some(Method::Swav)), (usual[0], [0.228, 0.224, 0.225]));
+        assert_eq!(of(Some(Method::SimClr)), ([0.0; 3], [1.0; 3]));
     }
 }

@@ -1,5 +1,7 @@
 //! PyTorch's two bicubic interpolations along an axis (`align_corners=False`).
 
+use crate::interpolation;
+
 /// The kernel's parameter without antialiasing.
 const PLAIN: f64 = -0.75;
 /// And with it.
@@ -16,19 +18,26 @@ pub(crate) fn taps(from: usize, to: f64, at: usize) -> [(usize, f64); 4] {
     })
 }
 
-/// The weights of all `from` source positions in output position `at` of `to`, with antialiasing: the
-/// kernel is widened where there are fewer, and its weights add up to 1.
-pub(crate) fn antialiased(from: usize, to: usize, at: usize) -> Vec<f64> {
+/// The weights of all `from` source positions in each of `to` output positions, those of [`taps`].
+pub(crate) fn axis(from: usize, to: usize, scale: f64) -> Vec<Vec<f64>> {
+    (0..to).map(|at| interpolation::row(from, taps(from, scale, at))).collect()
+}
+
+/// The same with antialiasing: the kernel is widened where there are fewer, and its weights add up to 1.
+pub(crate) fn antialiased(from: usize, to: usize) -> Vec<Vec<f64>> {
     let ratio = from as f64 / to as f64;
-    let (center, width) = (ratio * (at as f64 + 0.5), ratio.max(1.0));
-    let first = (center - 2.0 * width + 0.5).max(0.0) as usize;
-    let end = ((center + 2.0 * width + 0.5) as usize).min(from);
-    let mut weights = vec![0.0; from];
-    for (place, weight) in weights.iter_mut().enumerate().take(end).skip(first) {
-        *weight = cubic((place as f64 + 0.5 - center) / width, ANTIALIASED);
-    }
-    let sum: f64 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / sum).collect()
+    let row = |at: usize| -> Vec<f64> {
+        let (center, width) = (ratio * (at as f64 + 0.5), ratio.max(1.0));
+        let first = (center - 2.0 * width + 0.5).max(0.0) as usize;
+        let end = ((center + 2.0 * width + 0.5) as usize).min(from);
+        let mut weights = vec![0.0; from];
+        for (place, weight) in weights.iter_mut().enumerate().take(end).skip(first) {
+            *weight = cubic((place as f64 + 0.5 - center) / width, ANTIALIASED);
+        }
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|weight| weight / sum).collect()
+    };
+    (0..to).map(row).collect()
 }
 
 /// Keys's cubic convolution kernel with parameter `a`.
@@ -52,11 +61,11 @@ mod tests {
         for (from, to) in [(14, 6), (6, 14), (5, 5), (7, 1), (1, 4)] {
             for at in 0..to {
                 let plain: f64 = taps(from, to as f64, at).iter().map(|tap| tap.1).sum();
-                let smooth: f64 = antialiased(from, to, at).iter().sum();
+                let smooth: f64 = antialiased(from, to)[at].iter().sum();
                 assert!((plain - 1.0).abs() < 1e-12 && (smooth - 1.0).abs() < 1e-12, "{from} {to}");
             }
         }
-        let same = antialiased(5, 5, 3);
+        let same = antialiased(5, 5).swap_remove(3);
         assert!((same[3] - 1.0).abs() < 1e-12, "{same:?}");
     }
 
@@ -74,7 +83,7 @@ mod tests {
         assert_eq!(taps(3, 2.0, 1).map(|tap| tap.0), [0, 1, 2, 2]);
         let kernel = [-0.25, 0.75, 1.75].map(|x| cubic(x / 1.5, ANTIALIASED));
         let sum: f64 = kernel.iter().sum();
-        for (found, expected) in antialiased(3, 2, 0).into_iter().zip(kernel) {
+        for (found, expected) in antialiased(3, 2).swap_remove(0).into_iter().zip(kernel) {
             close(found, expected / sum);
         }
     }

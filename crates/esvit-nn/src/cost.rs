@@ -63,11 +63,7 @@ impl Cost {
     /// The same, with values that are saved in a precision.
     #[must_use]
     pub(crate) fn saving(self, values: usize, precision: Precision) -> Self {
-        let size = match precision {
-            Precision::F32 => 4,
-            Precision::Bf16 => 2,
-        };
-        Self { saved_bytes: self.saved_bytes + (values * size) as f64, ..self }
+        Self { saved_bytes: self.saved_bytes + (values * precision.bytes()) as f64, ..self }
     }
 
     /// The same for a residual branch: of images that stochastic depth drops nothing is computed,

@@ -72,10 +72,8 @@ impl EsvitHeads {
         let view_logits = self.view.forward(params, features.view.clone(), ctx);
         let region = self.region.as_ref().map(|head| {
             let logits = head.forward(params, features.region.clone(), ctx);
-            let segments = features.segments.iter();
-            let tokens = segments.flat_map(|s| std::iter::repeat_n(s.tokens(), s.images / batch));
-            let (features, tokens) = (features.region.clone(), tokens.collect());
-            RegionPredictions { logits, features, tokens }
+            let tokens = features.tokens_per_view(batch);
+            RegionPredictions { logits, features: features.region.clone(), tokens }
         });
         Predictions { view_features: features.view, view_logits, region }
     }

@@ -16,6 +16,7 @@ pub mod head;
 mod interpolation;
 pub mod layers;
 mod limits;
+mod memo;
 pub mod network;
 pub mod onnx;
 pub mod ops;

@@ -14,11 +14,8 @@ pub fn maps(x: Tensor, from: [usize; 2], to: [usize; 2]) -> Tensor {
     if from == to {
         return x;
     }
-    let axis = |axis: usize| -> Vec<Vec<f64>> {
-        let (from, to) = (from[axis], to[axis]);
-        (0..to).map(|at| interpolation::row(from, bilinear::taps(from, to, at))).collect()
-    };
-    let weights = interpolation::image_matrix(&axis(0), &axis(1), &x.device());
+    let [rows, columns] = [0, 1].map(|axis| bilinear::axis(from[axis], to[axis]));
+    let weights = interpolation::image_matrix(&rows, &columns, &x.device());
     x.transpose().matmul(weights.transpose()).transpose()
 }
 
@@ -31,8 +28,7 @@ pub fn images(x: Tensor, to: [usize; 2]) -> Tensor {
     }
     let device = x.device();
     let axis = |from: usize, to: usize| {
-        let rows: Vec<Vec<f64>> = (0..to).map(|at| bilinear::antialiased(from, to, at)).collect();
-        interpolation::matrix(&rows, &device).transpose()
+        interpolation::matrix(&bilinear::antialiased(from, to), &device).transpose()
     };
     let planes = x.reshape([batch * channels, height, width]);
     let narrow = planes.matmul(axis(width, to[1])).transpose();

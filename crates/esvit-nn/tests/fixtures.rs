@@ -256,7 +256,7 @@ fn last_blocks_and_attention() {
     assert_close("features", &found, &[0.49329, -0.81538, 0.09148, -0.30677], TOLERANCE);
 
     let last = swin.blocks() - 1;
-    let attention = swin.block_attention(&params, image(224), last).unwrap().unwrap().weights;
+    let attention = swin.block_attention(&params, image(224), last).unwrap().unwrap().weights();
     assert_eq!(attention.dims(), [1, 24, 49, 49]);
     let attention = attention.to_vec::<f32>();
     let keys = &attention[9 * 49..][..4];

@@ -5,6 +5,8 @@
 mod cvt;
 #[path = "weights/igpt.rs"]
 mod igpt;
+#[path = "weights/methods.rs"]
+mod methods;
 #[path = "weights/pvt.rs"]
 mod pvt;
 #[path = "weights/resnet.rs"]

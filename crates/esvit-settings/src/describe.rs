@@ -33,7 +33,7 @@ pub fn tuple(items: Value, length: usize) -> Value {
 }
 
 /// A table of fields: name, what it is as the tokens of its attributes, and schema. [`settings!`]
-/// calls it.
+/// calls it. A name that is a keyword of Rust is that of the field without `r#`, as in files.
 ///
 /// [`settings!`]: crate::settings
 pub fn table<const N: usize>(fields: [(&str, &[&str], Value); N]) -> Value {
@@ -41,7 +41,7 @@ pub fn table<const N: usize>(fields: [(&str, &[&str], Value); N]) -> Value {
         if let Value::Object(schema) = &mut schema {
             schema.insert("description".into(), documentation(attributes).into());
         }
-        (name.to_owned(), schema)
+        (name.strip_prefix("r#").unwrap_or(name).to_owned(), schema)
     });
     let fields: Map<String, Value> = fields.collect();
     json!({ "type": "object", "properties": fields, "additionalProperties": false })
@@ -159,6 +159,22 @@ mod tests {
             },
         });
         assert_eq!(schema, expected);
+    }
+
+    crate::settings! {
+        /// A table with a name that is a keyword.
+        pub struct Pairs {
+            /// How.
+            pub r#match: f64 = 0.5,
+        }
+    }
+
+    #[test]
+    fn a_keyword_has_one_name_everywhere() {
+        let schema = Pairs::schema();
+        assert_eq!(schema["properties"]["match"]["description"], "How.");
+        let pairs: Pairs = serde_json::from_str(r#"{ "match": 2.0 }"#).unwrap();
+        assert_eq!(serde_json::to_value(&pairs).unwrap(), json!({ "match": 2.0 }));
     }
 
     #[test]

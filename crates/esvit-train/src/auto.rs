@@ -315,7 +315,8 @@ impl Chooser {
 fn weights(choosing: &mut Choosing<'_>) -> Result<(), RunError> {
     let config = choosing.config()?;
     let map = config.model.backbone.last_map(config.views.global_size as usize);
-    let has_region = matches!(&config.objective, ObjectiveConfig::Esvit(esvit) if esvit.region);
+    let has_region =
+        matches!(&config.objective, ObjectiveConfig::Esvit(esvit) if esvit.region.enabled);
     if has_region && map < MAP {
         choosing.set(&["objective.weights={view=0.8, region=0.2}"]);
         choosing.say(

@@ -12,8 +12,8 @@ use esvit_files::{FileError, write_atomically};
 use esvit_nn::Tensor;
 use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
-    self, CHECKPOINT_FORMAT, Entry, METADATA_KEY, NetworkRole, Report, StoredNetwork, WeightsError,
-    WeightsFile, entry,
+    self, CHECKPOINT_FORMAT, Entry, Location, METADATA_KEY, NetworkRole, Report, StoredNetwork,
+    WeightsError, WeightsFile, entry,
 };
 use esvit_nn::{BackboneConfig, Params};
 use serde::{Deserialize, Serialize};
@@ -333,7 +333,8 @@ impl Checkpoint {
 
     /// Loads weights only; optimizer and objective are reset. Student and teacher are both loaded
     /// from the network called `key`, or from that of a file that has only one, of any program; else
-    /// each from its own. Heads may be missing.
+    /// each from its own, in files of other methods the network that learned and the one that followed
+    /// it. Heads may be missing.
     ///
     /// # Errors
     /// When the backbone or a head in the file does not fit, or `key` names no network.
@@ -345,11 +346,20 @@ impl Checkpoint {
         let networks = esvit_nn::weights::networks(&self.file);
         let has = |role| networks.iter().any(|at| at.role() == Some(role));
         let has_both = has(NetworkRole::Student) && has(NetworkRole::Teacher);
-        let keys = match has_both && key.is_none() {
-            true if learner.teacher.is_some() => [Some("student"), Some("teacher")],
+        let of_method = |role: NetworkRole| {
+            let found = networks.iter().find(|at| at.training_role() == Some(role));
+            found.map(Location::path)
+        };
+        let [of_student, of_teacher] = [NetworkRole::Student, NetworkRole::Teacher].map(of_method);
+        let keys = match (key, &of_student, &of_teacher) {
+            (Some(key), ..) => [Some(key); 2],
+            _ if has_both && learner.teacher.is_some() => [Some("student"), Some("teacher")],
             // A student alone goes on from the network that is evaluated.
-            true => [Some(self.evaluated()); 2],
-            false => [key; 2],
+            _ if has_both => [Some(self.evaluated()); 2],
+            (None, Some(student), Some(teacher)) if learner.teacher.is_some() => {
+                [Some(student.as_str()), Some(teacher.as_str())]
+            }
+            _ => [None; 2],
         };
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;

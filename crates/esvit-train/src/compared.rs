@@ -2,7 +2,7 @@
 //! heads with batch normalization.
 //!
 //! The backbone sees a micro-batch at a time; targets, heads and loss see the view features of all of
-//! them. Then every micro-batch goes through the backbone again, which is run backwards from the
+//! them, and those of regions where the objective asks for them. Then every micro-batch goes through the backbone again, which is run backwards from the
 //! gradients of its features. Loss, gradients and state are those of one pass over all images, but for
 //! rounding and for batch normalization in the backbone; the cost is one more forward pass.
 //!
@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use esvit_nn::backbone::RowFeatures;
 use esvit_nn::forward_ctx::{DropPathKey, StepPart};
+use esvit_nn::ops::Segment;
 use esvit_nn::{ForwardCtx, Tape, Tensor};
 
 use crate::learner::{Gradients, Learner, features, seen_by_teacher, teacher_network};
@@ -47,6 +48,7 @@ impl Learner {
     ) -> Option<()> {
         let precision = self.settings.precision;
         let whose = self.objective.batch_statistics();
+        let regions = self.objective.compares_regions();
         let images = whole.images() / sum.own;
         let parts: Vec<Range<usize>> =
             (0..sum.own).map(|part| part * images..(part + 1) * images).collect();
@@ -71,9 +73,9 @@ impl Learner {
                     }
                     let views = of_images(&seen, part);
                     let seen = (&views[..], None);
-                    found.push(features(network, params, seen, ctx, whose).view);
+                    found.push(kept(features(network, params, seen, ctx, whose), regions));
                 }
-                let features = view_features(by_view(&found, images));
+                let features = of_all_images(found, images);
                 let views = Views { total: at_hand.end, at_hand };
                 Some(Pass { params, features, ctx, views, batch: whole.images() })
             }
@@ -103,31 +105,40 @@ impl Learner {
             let ctx = ctx_of(part).after(statistics);
             let views = of_images(&views, part);
             let seen = (&views[..], None);
-            found.push(features(&self.network, &self.student, seen, &ctx, whose).view);
+            let features = features(&self.network, &self.student, seen, &ctx, whose);
+            found.push(kept(features, regions));
             statistics = ctx.into_statistics();
         }
 
         let tape = Tape::new();
         let params = self.student.tracked(&tape);
-        let of_all = tape.watch(by_view(&found, images));
-        drop(found);
+        let of_all = of_all_images(found, images);
+        let tokens = of_all.tokens_per_view(whole.images());
+        let of_all = RowFeatures {
+            view: tape.watch(of_all.view),
+            region: tape.watch(of_all.region),
+            segments: of_all.segments,
+        };
+        let leaves = [&of_all.view, &of_all.region].map(|leaf| tape.number(leaf));
+        let mut upstream = [&of_all.view, &of_all.region].map(Tensor::zeros_like);
         let ctx = ForwardCtx::student(key)
             .with_precision(precision)
             .with_collective(&self.collective)
             .after(statistics);
         let pass = Pass {
             params: &params,
-            features: view_features(of_all.clone()),
+            features: of_all,
             ctx: &ctx,
             views: Views::all(views.len()),
             batch: whole.images(),
         };
         let loss = self.objective.loss(pass, at, &*self.collective);
         let total = sum.losses.add_all(loss);
-        let (leaf, mut upstream) = (tape.number(&of_all), of_all.zeros_like());
         sum.values.add_backward_and(&tape, &params, &total, &mut |other, gradient| {
-            if Some(other) == leaf {
-                upstream = upstream.clone() + gradient.reshape(upstream.shape());
+            for (leaf, upstream) in leaves.iter().zip(&mut upstream) {
+                if *leaf == Some(other) {
+                    *upstream = upstream.clone() + gradient.clone().reshape(upstream.shape());
+                }
             }
         });
         let statistics = ctx.into_statistics();
@@ -143,9 +154,15 @@ impl Learner {
             let ctx = ctx_of(part);
             let seen = of_images(&views, part);
             let found = features(&self.network, &params, (&seen[..], None), &ctx, whose);
-            let upstream = rows_of(&upstream, views.len(), whole.images(), part);
+            let [of_view, of_region] = &upstream;
+            let rows =
+                |of: &Tensor, per_view: &[usize]| rows_of(of, per_view, whole.images(), part);
             // Its gradient is what comes from above.
-            sum.values.add_backward(&tape, &params, &(found.view * upstream).sum());
+            let mut root = (found.view * rows(of_view, &vec![1; views.len()])).sum();
+            if regions {
+                root = root + (found.region * rows(of_region, &tokens)).sum();
+            }
+            sum.values.add_backward(&tape, &params, &root);
         }
         sum.buffers = [statistics, teacher_ctx.into_statistics()];
         // They count as one micro-batch a process.
@@ -170,26 +187,57 @@ fn of_images(views: &[Tensor], images: &Range<usize>) -> Vec<Tensor> {
     views.iter().map(|view| view.clone().narrow(0, images.start, images.len())).collect()
 }
 
-/// View features of micro-batches of `images` each, view-major `[views * images, C]`, as those of all
-/// images, view-major again.
-fn by_view(parts: &[Tensor], images: usize) -> Tensor {
-    let views = parts.first().map_or(0, |part| part.shape()[0] / images);
-    let rows = (0..views).flat_map(|view| {
-        parts.iter().map(move |part| part.clone().narrow(0, view * images, images))
+/// The features that wait for the others: those of regions with `regions` alone.
+fn kept(features: RowFeatures, regions: bool) -> RowFeatures {
+    if regions {
+        return features;
+    }
+    let region = Tensor::zeros([0, features.view.shape()[1]], &features.view.device());
+    RowFeatures { view: features.view, region, segments: Vec::new() }
+}
+
+/// Features of micro-batches of `images` each as those of all images, view-major again.
+fn of_all_images(parts: Vec<RowFeatures>, images: usize) -> RowFeatures {
+    let all = images * parts.len();
+    let (mut views, mut tokens, mut segments) = (0, Vec::new(), Vec::new());
+    if let Some(part) = parts.first() {
+        (views, tokens) = (part.view.shape()[0] / images, part.tokens_per_view(images));
+        segments.extend(part.maps_per_view(images).into_iter().map(|map| Segment::new(all, map)));
+    }
+    let (of_views, of_regions): (Vec<_>, Vec<_>) =
+        parts.into_iter().map(|part| (part.view, part.region)).unzip();
+    RowFeatures {
+        view: by_view(&of_views, &vec![1; views], images),
+        region: by_view(&of_regions, &tokens, images),
+        segments,
+    }
+}
+
+/// Rows of micro-batches of `images` each, view-major with `per_view` rows of an image in each view, as
+/// those of all images, view-major again. Without views there is nothing to sort.
+fn by_view(parts: &[Tensor], per_view: &[usize], images: usize) -> Tensor {
+    let mut sorted = Vec::with_capacity(per_view.len() * parts.len());
+    let mut start = 0;
+    for rows in per_view.iter().map(|rows| images * rows) {
+        sorted.extend(parts.iter().map(|part| part.clone().narrow(0, start, rows)));
+        start += rows;
+    }
+    match (sorted.is_empty(), parts) {
+        (true, [first, ..]) => first.clone(),
+        _ => Tensor::cat(sorted, 0),
+    }
+}
+
+/// The rows of a micro-batch among those of `images`, view-major with `per_view` rows of an image in each
+/// view.
+fn rows_of(all: &Tensor, per_view: &[usize], images: usize, part: &Range<usize>) -> Tensor {
+    let mut start = 0;
+    let rows = per_view.iter().map(|rows| {
+        let first = start + part.start * rows;
+        start += images * rows;
+        all.clone().narrow(0, first, part.len() * rows)
     });
     Tensor::cat(rows.collect(), 0)
-}
-
-/// The rows `[views * part, C]` of a micro-batch among those of `images`, `[views * images, C]`.
-fn rows_of(all: &Tensor, views: usize, images: usize, part: &Range<usize>) -> Tensor {
-    let rows = |view: usize| all.clone().narrow(0, view * images + part.start, part.len());
-    Tensor::cat((0..views).map(rows).collect(), 0)
-}
-
-/// View features without those of regions.
-fn view_features(view: Tensor) -> RowFeatures {
-    let region = Tensor::zeros([0, view.shape()[1]], &view.device());
-    RowFeatures { view, region, segments: Vec::new() }
 }
 
 #[cfg(test)]
@@ -197,13 +245,43 @@ mod tests {
     use super::*;
     use esvit_nn::Device;
 
+    fn column(values: &[f32]) -> Tensor {
+        Tensor::new(values.to_vec(), [values.len(), 1], &Device::Cpu)
+    }
+
     /// Two views of two micro-batches of two images.
     #[test]
     fn rows_of_micro_batches_are_sorted_by_view() {
-        let part = |values: [f32; 4]| Tensor::new(values.to_vec(), [4, 1], &Device::Cpu);
-        let all = by_view(&[part([0.0, 1.0, 10.0, 11.0]), part([2.0, 3.0, 12.0, 13.0])], 2);
+        let parts = [[0.0, 1.0, 10.0, 11.0], [2.0, 3.0, 12.0, 13.0]].map(|part| column(&part));
+        let all = by_view(&parts, &[1, 1], 2);
         assert_eq!(all.to_vec::<f32>(), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
-        assert_eq!(rows_of(&all, 2, 4, &(0..2)).to_vec::<f32>(), [0.0, 1.0, 10.0, 11.0]);
-        assert_eq!(rows_of(&all, 2, 4, &(2..4)).to_vec::<f32>(), [2.0, 3.0, 12.0, 13.0]);
+        let rows = |part| rows_of(&all, &[1, 1], 4, &part).to_vec::<f32>();
+        assert_eq!(rows(0..2), [0.0, 1.0, 10.0, 11.0]);
+        assert_eq!(rows(2..4), [2.0, 3.0, 12.0, 13.0]);
+    }
+
+    /// A view of two tokens and one of a single one, of two micro-batches of two images: tens are images.
+    #[test]
+    fn regions_of_micro_batches_are_sorted_by_view() {
+        let part = |first: f32| {
+            let [a, b] = [first, first + 10.0];
+            RowFeatures {
+                view: column(&[a, b, a + 100.0, b + 100.0]),
+                region: column(&[a, a + 1.0, b, b + 1.0, a + 100.0, b + 100.0]),
+                segments: vec![Segment::new(2, [1, 2]), Segment::new(2, [1, 1])],
+            }
+        };
+        let all = of_all_images(vec![part(0.0), part(20.0)], 2);
+        let views = [0.0, 10.0, 20.0, 30.0, 100.0, 110.0, 120.0, 130.0];
+        assert_eq!(all.view.to_vec::<f32>(), views);
+        let regions = [0.0, 1.0, 10.0, 11.0, 20.0, 21.0, 30.0, 31.0, 100.0, 110.0, 120.0, 130.0];
+        assert_eq!(all.region.to_vec::<f32>(), regions);
+        assert_eq!(all.segments, [Segment::new(4, [1, 2]), Segment::new(4, [1, 1])]);
+        let second = rows_of(&all.region, &all.tokens_per_view(4), 4, &(2..4)).to_vec::<f32>();
+        assert_eq!(second, part(20.0).region.to_vec::<f32>());
+        // Without them there are none.
+        let none = of_all_images(vec![kept(part(0.0), false), kept(part(20.0), false)], 2);
+        assert_eq!((none.view.to_vec::<f32>(), none.region.numel()), (views.to_vec(), 0));
+        assert!(none.segments.is_empty());
     }
 }

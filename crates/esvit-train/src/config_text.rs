@@ -2,7 +2,7 @@
 //! line.
 //!
 //! Tables are merged key by key, and later layers win; other values, arrays included, are replaced
-//! whole. A key that the defaults do not have is an error with a suggestion. [`none_word`] is for
+//! whole. `true` and `false` for a table that has the key `enabled` are that key's value. A key that the defaults do not have is an error with a suggestion. [`none_word`] is for
 //! fields of type `Option`, since TOML has no null.
 
 use std::fmt;
@@ -17,6 +17,8 @@ use toml::{Table, Value};
 /// Bytes of the largest file of settings that is read.
 const LARGEST: u64 = 16 << 20;
 const NONE: &str = "none";
+/// The key of a table that `true` and `false` in its place stand for.
+const ENABLED: &str = "enabled";
 const MAX_SUGGESTIONS: usize = 3;
 
 /// Where a layer of the configuration comes from, for messages.
@@ -151,6 +153,7 @@ impl Schema {
                 (Some(Value::Table(known)), Value::Table(given)) => {
                     self.check_table(known, layer, given, &path)?;
                 }
+                (Some(Value::Table(known)), Value::Boolean(_)) if known.contains_key(ENABLED) => {}
                 (Some(Value::Table(_)), other) if other.as_str() != Some(NONE) => {
                     return Err(ConfigError::Value {
                         key: path,
@@ -320,8 +323,27 @@ pub fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (Some(Value::Table(base)), switch @ Value::Boolean(_)) => {
+                drop(base.insert(ENABLED.into(), switch.clone()));
+            }
+            (Some(switch @ Value::Boolean(_)), Value::Table(over)) => {
+                let mut table = Table::from_iter([(ENABLED.to_owned(), switch.clone())]);
+                merge(&mut table, over);
+                *switch = table.into();
+            }
             _ => drop(base.insert(key.clone(), value.clone())),
         }
+    }
+}
+
+/// The value of a dotted key in a layer's table, if it sets it.
+pub(crate) fn value_of<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(a, b)| (a, Some(b)));
+    match (table.get(first)?, rest) {
+        (value, None) => Some(value),
+        (Value::Table(inner), Some(rest)) => value_of(inner, rest),
+        (switch @ Value::Boolean(_), Some(ENABLED)) => Some(switch),
+        _ => None,
     }
 }
 
@@ -570,6 +592,39 @@ mod tests {
         let wrong = [parse_text("[optim]\nrl = 1", Origin::Recipe("swin".into())).expect("TOML")];
         let error = resolve::<Config>(&schema(), &wrong).expect_err("unknown").to_string();
         assert!(error.starts_with("unknown key `optim.rl` in recipe `swin`, did"), "{error}");
+    }
+
+    /// `true` and `false` stand for a table that can be switched on and off, in any order with its keys.
+    #[test]
+    fn a_switch_stands_for_its_table() {
+        let table = "[region]\nenabled = true\ntokens = 0\n[views]\ntokens = 0";
+        let schema = Schema::new(table.parse().expect("TOML"));
+        for (texts, enabled, tokens) in [
+            (&["region=false"][..], false, 0),
+            (&["region=false", "region.tokens=3"], false, 3),
+            (&["region.tokens=3", "region=false"], false, 3),
+            (&["region=false", "region.enabled=true"], true, 0),
+            (&["region.enabled=false", "region=true", "region.tokens=3"], true, 3),
+        ] {
+            let layers: Vec<Layer> =
+                texts.iter().map(|text| parse_override(text).expect("override")).collect();
+            let mut joined = Table::new();
+            layers.iter().for_each(|layer| merge(&mut joined, &layer.table));
+            let joined = vec![Layer { origin: Origin::CommandLine, table: joined }];
+            for layers in [layers, joined] {
+                let found: Table = resolve(&schema, &layers).expect("valid");
+                assert_eq!(value_of(&found, "region.enabled"), Some(&enabled.into()), "{texts:?}");
+                assert_eq!(value_of(&found, "region.tokens"), Some(&tokens.into()), "{texts:?}");
+            }
+        }
+        let layer = parse_override("region=false").expect("override");
+        assert_eq!(value_of(&layer.table, "region.enabled"), Some(&false.into()));
+        assert_eq!(value_of(&layer.table, "region.tokens"), None);
+        for (text, found) in [("views=false", "boolean `false`"), ("region=1", "integer `1`")] {
+            let layer = parse_override(text).expect("override");
+            let error = schema.check(&layer).expect_err(text).to_string();
+            assert!(error.ends_with(&format!("expected a table, found {found}")), "{error}");
+        }
     }
 
     #[test]

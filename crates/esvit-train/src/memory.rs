@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use esvit_nn::ops::{EXPONENTIALS_BYTES, Precision};
+use esvit_nn::ops::EXPONENTIALS_BYTES;
 use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
 
@@ -37,10 +37,7 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
         + config.objective.settings().state_memory();
 
     let precision = config.train.precision();
-    let size = match precision {
-        Precision::F32 => 4.0,
-        Precision::Bf16 => 2.0,
-    };
+    let size = precision.bytes() as f64;
     let heads = |side: usize| {
         let tokens = backbone.last_map(side).pow(2) as f64;
         config.objective.settings().memory(tokens, backbone.output_width() as f64, precision)
@@ -205,7 +202,7 @@ mod tests {
     use super::*;
     use crate::config::{PrecisionChoice, recipe_layers};
     use crate::objective::ObjectiveConfig;
-    use crate::objective::esvit::EsvitConfig;
+    use crate::objective::esvit::{EsvitConfig, RegionConfig, RegionLoss};
     use crate::optim::OptimizerKind;
 
     fn recipe() -> Config {
@@ -329,13 +326,34 @@ mod tests {
         let found = estimate(&all_at_once, 8);
         check(found, expected(state(2, 0), 8.0) + 1.2 * 8.0 * local);
         // The view task alone: one row a crop.
-        let view = with(&|config| esvit(config).region = false);
+        let view = with(&|config| esvit(config).region = false.into());
         let all = values(&view);
         let state = (4 * (2 * all + 4 * (all - 64))) as f64;
         let image =
             (2 * (1280 * 32 + 4352 * 4) + 2 * 3072 * 32 + 2 * 48 * 8 + (2 + 2) * 64 * 4) as f64;
         let expected = 200e6 + 1.2 * (state + 4.0 * image) + pixels * 4.0 * 9.0 + 1048576.0;
         check(estimate(&view, 4), expected);
+    }
+
+    /// Tokens that take no part in the region task have no rows in its head, and distances have no logits.
+    #[test]
+    fn variants_of_the_region_task_take_less_memory() {
+        let with = |change: &dyn Fn(&mut RegionConfig)| {
+            let mut config = small();
+            change(&mut esvit(&mut config).region);
+            estimate(&config, 4)
+        };
+        let check = |found: f64, expected: f64| {
+            assert!((found / expected - 1.0).abs() < 1e-9, "{found} instead of {expected}");
+        };
+        let published = with(&|_| ());
+        check(with(&|region| region.tokens = 16), published);
+        // Of both global crops, four of 16 tokens: rows of student and teacher.
+        let rows = 2.0 * 12.0;
+        let fewer = published - with(&|region| region.tokens = 4);
+        check(fewer, 1.2 * 4.0 * rows * (48.0 * 8.0 + 2.0 * 64.0 * 4.0));
+        let distances = published - with(&|region| region.loss = RegionLoss::Mse);
+        check(distances, 1.2 * 4.0 * 2.0 * 16.0 * 2.0 * 64.0 * 4.0);
     }
 
     /// A queue counts once, whatever the batch is, and is in checkpoints.

@@ -127,6 +127,7 @@ pub const RECIPES: &[Recipe] = &[
          train.epochs = 8\n\
          knn.every = '2 epochs'"
     ),
+    recipe!("masked_patch"),
     recipe!("supervised"),
     recipe!("distill"),
     recipe!("adapt"),

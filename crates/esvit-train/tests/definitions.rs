@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "definitions/regions.rs"]
+mod regions;
+
 use esvit_nn::{Device, Solo, Tape, Tensor, ops};
 use esvit_testing::losses::{self, Rows, flat, gradient, rows, unit};
 use esvit_testing::{assert_close, hash, hashed_tensor};

@@ -11,7 +11,10 @@ use esvit_nn::ops::{self, MatchGroup, Precision, PrototypeLogits};
 use esvit_nn::params::{Init, ParamList, Registry};
 use esvit_nn::{Device, ParamGradients, Solo, Tape, Tensor};
 use esvit_testing::{assert_close, check_gradients, hash, hashed, hashed_tensor, hashed_times};
-use esvit_train::objective::esvit::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::esvit::{
+    self, Centers, LossSettings, NamedWeights, RegionLoss, Weights,
+};
+use esvit_train::objective::regions::Matching;
 use esvit_train::objective::{Loss, Views};
 use esvit_train::optim::{self, ClipScope, Optimizer, OptimizerKind, UpdateSettings};
 use esvit_train::schedule::TemperatureSchedule;
@@ -24,6 +27,8 @@ fn settings(epoch: u64) -> LossSettings {
         student_temp: 0.1,
         teacher_temp: teacher.at(epoch),
         weights: Weights::Named(NamedWeights::Reference),
+        matching: Matching::Argmax,
+        region_loss: RegionLoss::CrossEntropy,
         precision: Precision::F32,
     }
 }

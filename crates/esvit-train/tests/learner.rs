@@ -20,6 +20,12 @@ mod igpt;
 #[path = "learner/layers.rs"]
 mod layers;
 
+#[path = "learner/masked_patch.rs"]
+mod masked_patch;
+
+#[path = "learner/region.rs"]
+mod region;
+
 #[path = "learner/supervised.rs"]
 mod supervised;
 
@@ -77,12 +83,12 @@ fn network(
         let setup = Setup {
             width,
             blocks: backbone.blocks(),
-            color_tokens: None,
             classes: 0,
             images: 0,
             seed,
             precision: Precision::F32,
             device: Device::Cpu,
+            ..Setup::default()
         };
         Esvit::new(config, scope, &setup)
     })

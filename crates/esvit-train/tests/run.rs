@@ -16,6 +16,8 @@ mod going_on;
 mod igpt;
 #[path = "run/processes.rs"]
 mod processes;
+#[path = "run/region.rs"]
+mod region;
 #[path = "run/stopping.rs"]
 mod stopping;
 #[path = "run/supervised.rs"]

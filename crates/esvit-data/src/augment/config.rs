@@ -259,7 +259,7 @@ impl ViewsConfig {
             self.local_sizes.len() == self.local_counts.len(),
             "local_counts",
             &self.local_counts,
-            "give one count for every entry of `local_sizes`",
+            "give one count for every entry of `views.local_sizes`",
         )?;
         check(
             self.local_counts.iter().map(|&count| u64::from(count)).sum::<u64>() <= 1024,

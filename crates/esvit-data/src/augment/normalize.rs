@@ -14,6 +14,13 @@ pub struct Normalization {
     pub shift: [f32; CHANNELS],
 }
 
+impl Default for Normalization {
+    /// Values from 0 to 1.
+    fn default() -> Self {
+        Self::new([0.0; 3], [1.0; 3])
+    }
+}
+
 /// A slice whose length does not fit an image.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an image of {width}x{height} has {need} values, but the slice holds {got}")]

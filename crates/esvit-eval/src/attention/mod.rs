@@ -32,6 +32,10 @@ pub use statistics::{AttentionStatistics, BlockStatistics, HeadStatistics, stati
 /// Default share of the attention that masks keep, as in the paper.
 pub const MASS: f64 = 0.6;
 
+/// Most weights of a block that are held at a time, but for windows: all of those of a large image may be
+/// more than fit into memory.
+const MOST_WEIGHTS: usize = 1 << 24;
+
 /// Position of a block; indices count from 0, as in parameter names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct BlockPosition {

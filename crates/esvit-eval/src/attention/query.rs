@@ -5,7 +5,7 @@ use esvit_nn::backbone::{AttentionLayout, AttentionMap, Key, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
 
 use super::measure::{entropy, threshold_mask};
-use super::{AttentionError, BlockPosition, InputImage};
+use super::{AttentionError, BlockPosition, InputImage, MOST_WEIGHTS};
 
 /// Attention of one query.
 #[derive(Debug, Clone, Default)]
@@ -130,16 +130,14 @@ pub fn query_attention(
     check_mass(mass)?;
     let images = images(input, params);
     let found = pool::run(|| network.block_attention(params, images, block))?;
-    let AttentionMap { weights, layout } = found.expect("a block that exists");
-    let [_, heads, queries, count] = weights.dims();
-    let weights = weights.to_vec::<f32>();
-    check_finite(&weights)?;
-
+    let map = found.expect("a block that exists");
+    let layout = &map.layout;
     let (token, attention) = without_weights(&stages, position, layout.map(), query, mass);
     let mut attention = QueryAttention { window: layout.window(), ..attention };
-    let [group, row] = layout.query(token);
+    let place @ [group, _] = layout.query(token);
+    let rows = pool::run(|| query_rows(&map, place, MOST_WEIGHTS))?;
     let keys = layout.group_keys(group);
-    for (key, _) in keys.iter().zip(layout.visible([group, row])).filter(|(_, visible)| *visible) {
+    for (key, _) in keys.iter().zip(layout.visible(place)).filter(|(_, visible)| *visible) {
         match *key {
             Key::Cell(_) | Key::Square(_) => {
                 attention.map_keys += 1;
@@ -149,12 +147,34 @@ pub fn query_attention(
             Key::Prefix(_) => attention.prefix_keys += 1,
         }
     }
-    for head in 0..heads {
-        let row = &weights[((group * heads + head) * queries + row) * count..][..count];
-        attention.heads.push(HeadAttention::new(Some(head), &keys, row, &layout, mass));
+    for (head, row) in rows.iter().enumerate() {
+        attention.heads.push(HeadAttention::new(Some(head), &keys, row, layout, mass));
     }
     attention.heads.sort_by(|a, b| b.entropy.total_cmp(&a.entropy));
     Ok(attention)
+}
+
+/// The weights of a query by its group and its number in that, for every head. Those of the whole block
+/// are checked, at most `most` at a time.
+fn query_rows(
+    map: &AttentionMap,
+    [group, query]: [usize; 2],
+    most: usize,
+) -> Result<Vec<Vec<f32>>, AttentionError> {
+    let (heads, keys) = (map.heads(), map.layout.keys());
+    let mut rows = Vec::new();
+    for queries in map.slices(heads, most) {
+        let weights = map.part(0..heads, queries.clone()).to_vec::<f32>();
+        check_finite(&weights)?;
+        if queries.contains(&query) {
+            let row = |head: usize| {
+                let row = (group * heads + head) * queries.len() + query - queries.start;
+                weights[row * keys..][..keys].to_vec()
+            };
+            rows = (0..heads).map(row).collect();
+        }
+    }
+    Ok(rows)
 }
 
 /// Checks the weights of a block.
@@ -342,6 +362,24 @@ mod tests {
         }
         for (&weight, &visible) in sparse.heads[0].weights.iter().zip(&sparse.visible) {
             assert_eq!(weight > 1e-12, visible);
+        }
+    }
+
+    /// However many weights are held at a time, in windows and over a whole image.
+    #[test]
+    fn queries_of_many_weights() {
+        let (network, specs) = BackboneConfig::Vil(tiny_vil()).build(0.0);
+        let params = Params::init(&specs, 3, &Device::Cpu);
+        for (block, place) in [(0, [3, 5]), (1, [0, 0]), (1, [0, 40]), (1, [0, 77])] {
+            let images = images(&oblong(), &params);
+            let map = network.block_attention(&params, images, block).unwrap().unwrap();
+            let [group, query] = place;
+            let weights = map.weights().narrow(0, group, 1).narrow(2, query, 1);
+            let expected = weights.to_vec::<f32>();
+            for most in [1, 1000, usize::MAX] {
+                let found = query_rows(&map, place, most).unwrap();
+                assert_eq!(found.concat(), expected, "block {block}, {most} at a time");
+            }
         }
     }
 

@@ -5,7 +5,9 @@ use esvit_nn::backbone::AttentionMap;
 use esvit_nn::{Backbone, Params};
 
 use super::query::{check_finite, check_mass, images, without_weights};
-use super::{AttentionError, BlockPosition, HeadAttention, InputImage, QueryAttention};
+use super::{
+    AttentionError, BlockPosition, HeadAttention, InputImage, MOST_WEIGHTS, QueryAttention,
+};
 
 /// Rollout of the cell at `query` (`[x, y]` in input pixels) up to `block`: the query's row of the
 /// product over blocks of `(A + I) / 2`, where `A` is the mean attention over heads and `I` stands
@@ -38,14 +40,9 @@ pub fn rollout(
 
     let images = images(input, params);
     let mut blocks = Vec::new();
-    let mut found = None;
-    let mut tap = |_, AttentionMap { weights, layout }: AttentionMap| {
-        found = Some(layout);
-        blocks.push(weights.to_vec::<f32>());
-    };
+    let mut tap = |_, map: AttentionMap| blocks.push(map);
     pool::run(|| network.attention(params, images, 0..block + 1, &mut tap))?;
-    blocks.iter().try_for_each(|weights| check_finite(weights))?;
-    let layout = found.expect("a block that exists");
+    let layout = &blocks.last().expect("a block that exists").layout;
     let [height, width] = layout.map();
     if let Some([window, _]) = layout.window().filter(|[window, _]| [height, width] != [*window; 2])
     {
@@ -57,28 +54,38 @@ pub fn rollout(
     let keys = layout.group_keys(0);
     let mut row = vec![0.0; keys.len()];
     row[layout.query(token)[1]] = 1.0;
-    for weights in blocks.iter().rev() {
-        row = rollout_step(&row, weights, stages[0].heads);
+    for map in blocks.iter().rev() {
+        row = pool::run(|| rollout_step(&row, map, MOST_WEIGHTS))?;
     }
     let row: Vec<f32> = row.iter().map(|&weight| weight as f32).collect();
     attention.visible.fill(true);
-    attention.heads.push(HeadAttention::new(None, &keys, &row, &layout, mass));
+    attention.heads.push(HeadAttention::new(None, &keys, &row, layout, mass));
     let map_keys = layout.tokens();
     let prefix_keys = keys.len() - map_keys;
     Ok(QueryAttention { window: layout.window(), map_keys, prefix_keys, ..attention })
 }
 
-/// `row (A + I) / 2`, with `A` the mean over heads of `weights [heads, tokens, tokens]`.
-fn rollout_step(row: &[f64], weights: &[f32], heads: usize) -> Vec<f64> {
-    let tokens = row.len();
+/// `row (A + I) / 2`, with `A` the mean over heads of a block's weights, of which at most `most` are held
+/// at a time.
+fn rollout_step(row: &[f64], map: &AttentionMap, most: usize) -> Result<Vec<f64>, AttentionError> {
+    let heads = map.heads();
     let mut result: Vec<f64> = row.iter().map(|&weight| 0.5 * weight).collect();
-    for head in weights.chunks_exact(tokens * tokens) {
-        for (&weight, keys) in row.iter().zip(head.chunks_exact(tokens)) {
-            let share = 0.5 * weight / heads as f64;
-            result.iter_mut().zip(keys).for_each(|(sum, &key)| *sum += share * f64::from(key));
+    for head in 0..heads {
+        for queries in map.slices(1, most) {
+            let weights = map.part(head..head + 1, queries.clone()).to_vec::<f32>();
+            check_finite(&weights)?;
+            add_attended(&mut result, &row[queries], &weights, heads);
         }
     }
-    result
+    Ok(result)
+}
+
+/// Adds what queries of these weights attend to by one of `heads` heads, `weights [queries, tokens]`.
+fn add_attended(result: &mut [f64], row: &[f64], weights: &[f32], heads: usize) {
+    for (&weight, keys) in row.iter().zip(weights.chunks_exact(result.len())) {
+        let share = 0.5 * weight / heads as f64;
+        result.iter_mut().zip(keys).for_each(|(sum, &key)| *sum += share * f64::from(key));
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +96,7 @@ mod tests {
     use esvit_data::{Image, ViewsConfig};
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::{BackboneConfig, Device};
-    use esvit_testing::tiny_swin;
+    use esvit_testing::{tiny_swin, tiny_vit};
     use std::sync::Arc;
 
     fn input(size: usize) -> InputImage {
@@ -117,11 +124,34 @@ mod tests {
     #[test]
     fn one_block_by_hand() {
         let weights = [0.5, 0.5, 0.25, 0.75];
-        assert_eq!(rollout_step(&[1.0, 0.0], &weights, 1), [0.75, 0.25]);
-        assert_eq!(rollout_step(&[0.5, 0.5], &weights, 1), [0.4375, 0.5625]);
+        let step = |row: [f64; 2], weights: &[[f32; 4]]| {
+            let mut result = row.map(|weight| 0.5 * weight);
+            for head in weights {
+                add_attended(&mut result, &row, head, weights.len());
+            }
+            result
+        };
+        assert_eq!(step([1.0, 0.0], &[weights]), [0.75, 0.25]);
+        assert_eq!(step([0.5, 0.5], &[weights]), [0.4375, 0.5625]);
         // Two heads are averaged.
-        let two = [weights, [0.0, 1.0, 1.0, 0.0]].concat();
-        assert_eq!(rollout_step(&[1.0, 0.0], &two, 2), [0.625, 0.375]);
+        assert_eq!(step([1.0, 0.0], &[weights, [0.0, 1.0, 1.0, 0.0]]), [0.625, 0.375]);
+    }
+
+    /// A step does not depend on how many weights are held at a time.
+    #[test]
+    fn steps_of_many_weights() {
+        let (network, specs) = BackboneConfig::Vit(tiny_vit()).build(0.0);
+        let params = Params::init(&specs, 3, &Device::Cpu);
+        let map = network.block_attention(&params, images(&input(32), &params), 1);
+        let map = map.unwrap().unwrap();
+        let row: Vec<f64> = (0..17).map(|token| f64::from(token * token % 7)).collect();
+        let expected = rollout_step(&row, &map, usize::MAX).unwrap();
+        for most in [1, 60] {
+            assert_eq!(rollout_step(&row, &map, most).unwrap(), expected);
+        }
+        // All of the attention is spent.
+        let [before, after]: [f64; 2] = [row.iter().sum(), expected.iter().sum()];
+        assert!((before - after).abs() < 1e-4, "{before} {after}");
     }
 
     #[test]
@@ -173,7 +203,7 @@ mod tests {
         let input = input(32);
         let mut blocks: Vec<Vec<f64>> = Vec::new();
         let mut observe = |_, map: AttentionMap| {
-            let weights = map.weights.to_vec::<f32>();
+            let weights = map.weights().to_vec::<f32>();
             let mean =
                 |entry: usize| (0..4).map(|h| f64::from(weights[h * 256 + entry])).sum::<f64>();
             let half = |entry: usize| {

@@ -1,5 +1,7 @@
 //! Attention statistics over many images: all blocks, heads, windows and queries.
 
+use std::ops::Range;
+
 use esvit_kernels::pool;
 use esvit_nn::backbone::{AttentionLayout, AttentionMap, Key, NoAttention, Stage};
 use esvit_nn::{Backbone, Params, Tensor};
@@ -7,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::measure::{entropy, jensen_shannon};
-use super::{AttentionError, BlockPosition};
+use super::{AttentionError, BlockPosition, MOST_WEIGHTS};
 use crate::labeled::LabeledSet;
 use crate::probe::MeanStd;
 use esvit_model::PretrainedBackbone;
@@ -132,57 +134,83 @@ fn measure(
     let mut layouts = Vec::new();
     let mut rows = vec![Vec::new(); count];
     let blocks = 0..network.blocks();
-    network.attention(params, images, blocks, &mut |_, AttentionMap { weights, layout }| {
-        let heads = weights.shape()[1];
-        let weights = weights.to_vec::<f32>();
-        let of_image = weights.len() / count;
-        rows.par_iter_mut()
-            .zip(weights.par_chunks_exact(of_image))
-            .for_each(|(row, weights)| row.extend(image_statistics(weights, heads, &layout)));
-        layouts.push((layout, heads));
+    network.attention(params, images, blocks, &mut |_, map: AttentionMap| {
+        let (heads, layout) = (map.heads(), &map.layout);
+        let mut sums = vec![Sums::new(heads); count];
+        for queries in map.slices(heads, MOST_WEIGHTS) {
+            let weights = map.part(0..heads, queries.clone()).to_vec::<f32>();
+            let of_image = weights.len() / count;
+            sums.par_iter_mut()
+                .zip(weights.par_chunks_exact(of_image))
+                .for_each(|(sums, weights)| sums.add(weights, &queries, layout));
+        }
+        rows.iter_mut().zip(&sums).for_each(|(row, sums)| row.extend(sums.means(layout)));
+        layouts.push((map.layout, heads));
     })?;
     Ok((layouts, rows.concat()))
 }
 
-/// Entropy of each head, diversity, and attention to padding and to tokens before those of the map:
-/// means over the queries of one image's weights `[groups, heads, queries, keys]`.
-fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> Vec<f32> {
-    let (queries, count) = (layout.queries(), layout.keys());
-    let mut entropies = vec![0.0; heads];
-    let (mut divergence, mut padding, mut prefix) = (0.0, 0.0, 0.0);
-    let mut query_attention = vec![0.0; heads];
-    let mut keys = (usize::MAX, Vec::new());
-    for token in 0..layout.tokens() {
-        let [group, query] = layout.query(token);
-        if keys.0 != group {
-            keys = (group, layout.group_keys(group));
-        }
-        let row =
-            |head: usize| &weights[((group * heads + head) * queries + query) * count..][..count];
-        for head in 0..heads {
-            query_attention[head] = entropy(row(head));
-            entropies[head] += query_attention[head];
-            for (&weight, key) in row(head).iter().zip(&keys.1) {
-                match key {
-                    Key::Cell(_) | Key::Square(_) => {}
-                    Key::Padding => padding += f64::from(weight),
-                    Key::Prefix(_) => prefix += f64::from(weight),
+/// Sums over the queries of one image.
+#[derive(Debug, Clone)]
+struct Sums {
+    /// By head.
+    entropies: Vec<f64>,
+    /// Of all pairs of heads.
+    divergence: f64,
+    /// Attention of all heads to padding, and to tokens before those of the map.
+    padding: f64,
+    prefix: f64,
+}
+
+impl Sums {
+    fn new(heads: usize) -> Self {
+        Self { entropies: vec![0.0; heads], divergence: 0.0, padding: 0.0, prefix: 0.0 }
+    }
+
+    /// Adds some queries of every group, given their weights `[groups, heads, queries, keys]`.
+    fn add(&mut self, weights: &[f32], queries: &Range<usize>, layout: &AttentionLayout) {
+        let (heads, count) = (self.entropies.len(), layout.keys());
+        let mut query_attention = vec![0.0; heads];
+        let mut keys = (usize::MAX, Vec::new());
+        let places = (0..layout.tokens()).map(|token| layout.query(token));
+        for [group, query] in places.filter(|[_, query]| queries.contains(query)) {
+            if keys.0 != group {
+                keys = (group, layout.group_keys(group));
+            }
+            let row = |head: usize| {
+                let row = (group * heads + head) * queries.len() + query - queries.start;
+                &weights[row * count..][..count]
+            };
+            for head in 0..heads {
+                query_attention[head] = entropy(row(head));
+                self.entropies[head] += query_attention[head];
+                for (&weight, key) in row(head).iter().zip(&keys.1) {
+                    match key {
+                        Key::Cell(_) | Key::Square(_) => {}
+                        Key::Padding => self.padding += f64::from(weight),
+                        Key::Prefix(_) => self.prefix += f64::from(weight),
+                    }
+                }
+            }
+            for first in 0..heads {
+                for second in first + 1..heads {
+                    let pair = [query_attention[first], query_attention[second]];
+                    self.divergence += jensen_shannon([row(first), row(second)], pair);
                 }
             }
         }
-        for first in 0..heads {
-            for second in first + 1..heads {
-                let pair = [query_attention[first], query_attention[second]];
-                divergence += jensen_shannon([row(first), row(second)], pair);
-            }
-        }
     }
-    let tokens = layout.tokens() as f64;
-    let pairs = (heads * (heads - 1) / 2).max(1) as f64;
-    let entropies = entropies.iter().map(|sum| sum / tokens);
-    let beside = [padding, prefix].map(|mass: f64| mass / tokens / heads as f64);
-    let others = [divergence / tokens / pairs, beside[0], beside[1]];
-    entropies.chain(others).map(|value| value as f32).collect()
+
+    /// Entropy of each head, diversity, and attention to padding and to tokens before those of the map:
+    /// means over all queries.
+    fn means(&self, layout: &AttentionLayout) -> impl Iterator<Item = f32> {
+        let (heads, tokens) = (self.entropies.len(), layout.tokens() as f64);
+        let pairs = (heads * (heads - 1) / 2).max(1) as f64;
+        let entropies = self.entropies.iter().map(move |sum| sum / tokens);
+        let beside = [self.padding, self.prefix].map(|mass| mass / tokens / heads as f64);
+        let others = [self.divergence / tokens / pairs, beside[0], beside[1]];
+        entropies.chain(others).map(|value| value as f32)
+    }
 }
 
 /// Statistics of all blocks from the values of all images.
@@ -232,6 +260,13 @@ mod tests {
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::ops::{Border, NeighborMap, Neighbors, WindowMap};
     use esvit_testing::{tiny_swin, untrained};
+
+    /// The means of one image's weights, `[groups, heads, queries, keys]`.
+    fn image_statistics(weights: &[f32], heads: usize, layout: &AttentionLayout) -> Vec<f32> {
+        let mut sums = Sums::new(heads);
+        sums.add(weights, &(0..layout.queries()), layout);
+        sums.means(layout).collect()
+    }
 
     fn measured(img_size: usize, crop: u32, images: u32) -> AttentionStatistics {
         let config = SwinConfig {
@@ -314,6 +349,22 @@ mod tests {
         let weights = [[9.0; 3], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]].concat();
         assert_eq!(image_statistics(&weights, 1, &layout), [0.5, 0.0, 0.0, 0.75]);
         assert!((largest_entropy(&layout) - 3f64.log2()).abs() < 1e-12);
+    }
+
+    /// Queries may be added a few at a time.
+    #[test]
+    fn some_queries_after_others() {
+        let layout = AttentionLayout::Whole { map: [1, 2], prefix: 1 };
+        let [first, second] = [[[9.0; 3], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], [[0.25; 3]; 3]];
+        let all = [first, second].concat().concat();
+        let mut sums = Sums::new(2);
+        for queries in [0..2, 2..3] {
+            let weights = [&first[queries.clone()], &second[queries.clone()]].concat().concat();
+            sums.add(&weights, &queries, &layout);
+        }
+        let found: Vec<f32> = sums.means(&layout).collect();
+        assert_eq!(found, image_statistics(&all, 2, &layout));
+        assert!(found.iter().all(|value| *value >= 0.0) && found[0] == 0.5, "{found:?}");
     }
 
     /// Ten tokens attend to the two squares of a coarser map.

@@ -1,7 +1,7 @@
 //! Benchmark of single kernels, relative to the peak GEMM throughput.
 
 use esvit_kernels::activation::Activation;
-use esvit_kernels::element::{Bf16, Element};
+use esvit_kernels::element::{Bf16, Bf16x3, Element};
 use esvit_kernels::{SampleScales, linear, mlp};
 use esvit_nn::ops::Precision;
 use serde::Serialize;
@@ -34,6 +34,7 @@ pub fn kernels(precision: Precision, iterations: usize) -> (f64, Vec<KernelRepor
     let stage = match precision {
         Precision::F32 => stage::<f32>,
         Precision::Bf16 => stage::<Bf16>,
+        Precision::Bf16x3 => stage::<Bf16x3>,
     };
     let reports = STAGES.into_iter().flat_map(|[rows, width]| stage(rows, width, iterations, peak));
     (peak, reports.collect())

@@ -2,6 +2,7 @@
 //! run are more reliable than times.
 
 mod architecture;
+mod choices;
 mod data;
 mod forward;
 mod kernels;
@@ -11,7 +12,7 @@ mod train_step;
 use std::convert::Infallible;
 use std::time::Instant;
 
-use esvit_kernels::element::Bf16;
+use esvit_kernels::element::{Bf16, Bf16x3};
 use esvit_kernels::{isa, peak, profile};
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
@@ -19,6 +20,7 @@ use esvit_settings::SettingError;
 use serde::Serialize;
 
 pub use architecture::{MONOLITHIC, architecture};
+pub use choices::{ChoiceSpeed, ChoicesReport, choices};
 pub use data::{DataReport, data};
 pub use forward::forward;
 pub use kernels::{KernelReport, kernels};
@@ -86,6 +88,8 @@ pub struct Report {
     pub share_of_peak: f64,
     /// Peak GEMM throughput of this machine in GFLOP/s.
     pub peak_gflops: f64,
+    /// The machine's own limit in GFLOP/s: see [`limit_gflops`].
+    pub limit_gflops: f64,
     /// Peak resident memory of the process in MiB; 0 if unknown.
     pub peak_rss_mb: f64,
 }
@@ -112,6 +116,7 @@ impl Report {
             gflops,
             share_of_peak: gflops / peak_gflops,
             peak_gflops,
+            limit_gflops: limit_gflops(bench.precision),
             peak_rss_mb,
         }
     }
@@ -141,9 +146,33 @@ pub enum BenchError {
 pub fn peak_gflops(precision: Precision) -> f64 {
     // Takes a few tenths of a second, so that other load does not disturb all rounds.
     const ROUNDS: usize = 40;
+    gemm_gflops(precision, ROUNDS)
+}
+
+/// The machine's own limit in GFLOP/s: that of the instructions that GEMM takes in a precision, on
+/// registers alone.
+pub fn limit_gflops(precision: Precision) -> f64 {
+    const ROUNDS: usize = 20;
+    register_gflops(precision, ROUNDS)
+}
+
+/// Throughput of GEMM in GFLOP/s, the best of some rounds.
+fn gemm_gflops(precision: Precision, rounds: usize) -> f64 {
     2e-9 * match precision {
-        Precision::F32 => peak::gemm_rate::<f32>(ROUNDS),
-        Precision::Bf16 => peak::gemm_rate::<Bf16>(ROUNDS),
+        Precision::F32 => peak::gemm_rate::<f32>(rounds),
+        Precision::Bf16 => peak::gemm_rate::<Bf16>(rounds),
+        Precision::Bf16x3 => peak::gemm_rate::<Bf16x3>(rounds),
+    }
+}
+
+/// The same of registers alone.
+fn register_gflops(precision: Precision, rounds: usize) -> f64 {
+    2e-9 * match precision {
+        Precision::F32 => peak::register_rate::<f32>(rounds),
+        Precision::Bf16 => peak::register_rate::<Bf16>(rounds),
+        // Three products for one.
+        Precision::Bf16x3 if isa::has_bf16() => peak::register_rate::<Bf16x3>(rounds) / 3.0,
+        Precision::Bf16x3 => peak::register_rate::<Bf16x3>(rounds),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Benchmarks of training steps on synthetic images, and of the loss alone.
 
+use std::any::Any;
+
 use esvit_kernels::pool;
 use esvit_kernels::rng::Rng;
 use esvit_nn::head::HeadConfig;
-use esvit_nn::ops::{self, Pairs, PrototypeLogits, TeacherRows};
+use esvit_nn::ops::{self, Pairs, Precision, PrototypeLogits, TeacherRows};
 use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tape, Tensor};
 use esvit_train::learner::LearnerSettings;
-use esvit_train::objective::esvit::EsvitConfig;
+use esvit_train::objective::esvit::{Esvit, EsvitConfig};
 use esvit_train::objective::{GLOBAL_VIEWS, MicroBatch, ObjectiveSettings, Setup, StepInfo};
 use esvit_train::optim::OptimizerKind;
 use esvit_train::span::RunLength;
@@ -26,53 +28,68 @@ const BOTTLENECK: usize = 256;
 /// # Errors
 /// [`BenchError`] for invalid settings.
 pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
-    let (config, drop_path) = architecture(&bench.model)?;
-    config.check_image("global size", [bench.global_size; 2])?;
-    if bench.local_crops > 0 {
-        config.check_image("local size", [bench.local_size; 2])?;
+    let mut step = Step::new(bench)?;
+    let seconds = repeat(bench.iterations, |number| step.take(number))?;
+    Ok(Report::new(bench, seconds, step_macs(bench, &step.config, step.drop_path)))
+}
+
+/// What takes training steps on the same images again and again.
+pub(super) struct Step {
+    config: BackboneConfig,
+    drop_path: f64,
+    learner: Learner,
+    micro_batches: Vec<MicroBatch>,
+}
+
+impl Step {
+    /// Makes network, objective and images.
+    pub(super) fn new(bench: &Bench) -> Result<Self, BenchError> {
+        let (config, drop_path) = architecture(&bench.model)?;
+        config.check_image("global size", [bench.global_size; 2])?;
+        if bench.local_crops > 0 {
+            config.check_image("local size", [bench.local_size; 2])?;
+        }
+        let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
+        if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
+            return Err(BenchError::Setting(format!(
+                "a batch of {} cannot be cut into micro-batches of {micro_batch}",
+                bench.batch
+            )));
+        }
+        let (out_dim, precision) = (bench.prototypes, bench.precision);
+        let head = HeadConfig { out_dim, norm_last_layer: false, ..HeadConfig::default() };
+        let objective = EsvitConfig { region: bench.region.into(), head, ..EsvitConfig::default() };
+        let device = bench.device;
+        let (network, objective) = Network::new(&config, drop_path, |scope, width| {
+            let blocks = config.blocks();
+            objective.build(scope, &Setup { width, blocks, precision, device, ..Setup::default() })
+        });
+        let settings = LearnerSettings {
+            clip_grad: Some(3.0),
+            precision,
+            crop_chunks: crop_chunks(bench, &config, precision),
+            activation_checkpointing: bench.activation_checkpointing,
+            ..LearnerSettings::default()
+        };
+        let learner = Learner::new(network, objective, OptimizerKind::AdamW, settings, &device);
+        let crops = |size: usize, count: usize, stream: u64| {
+            (0..count as u64).map(move |crop| images(bench, micro_batch, size, [stream, crop]))
+        };
+        let micro_batches = (0..bench.batch / micro_batch)
+            .map(|part| {
+                let stream = 2 * part as u64;
+                let globals = crops(bench.global_size, GLOBAL_VIEWS, stream);
+                let locals = crops(bench.local_size, bench.local_crops, stream + 1);
+                MicroBatch::unlabeled(globals.chain(locals).collect())
+            })
+            .collect();
+        Ok(Self { config, drop_path, learner, micro_batches })
     }
-    let micro_batch = if bench.micro_batch == 0 { bench.batch } else { bench.micro_batch };
-    if bench.batch == 0 || !bench.batch.is_multiple_of(micro_batch) {
-        return Err(BenchError::Setting(format!(
-            "a batch of {} cannot be cut into micro-batches of {micro_batch}",
-            bench.batch
-        )));
-    }
-    let head =
-        HeadConfig { out_dim: bench.prototypes, norm_last_layer: false, ..HeadConfig::default() };
-    let objective = EsvitConfig { region: bench.region, head, ..EsvitConfig::default() };
-    let device = bench.device;
-    let (network, objective) = Network::new(&config, drop_path, |scope, width| {
-        let (blocks, precision) = (config.blocks(), bench.precision);
-        objective.build(scope, &Setup { width, blocks, precision, device, ..Setup::default() })
-    });
-    let crop_chunks = match bench.crops_per_forward {
-        0 if config.has_batch_norm() => CropChunks::All,
-        0 => CropChunks::within_memory(&config, bench.precision, bench.activation_checkpointing),
-        count => CropChunks::Crops(count),
-    };
-    let settings = LearnerSettings {
-        clip_grad: Some(3.0),
-        precision: bench.precision,
-        crop_chunks,
-        activation_checkpointing: bench.activation_checkpointing,
-        ..LearnerSettings::default()
-    };
-    let mut learner = Learner::new(network, objective, OptimizerKind::AdamW, settings, &device);
-    let crops = |size: usize, count: usize, stream: u64| {
-        (0..count as u64).map(move |crop| images(bench, micro_batch, size, [stream, crop]))
-    };
-    let micro_batches: Vec<MicroBatch> = (0..bench.batch / micro_batch)
-        .map(|part| {
-            let stream = 2 * part as u64;
-            let globals = crops(bench.global_size, GLOBAL_VIEWS, stream);
-            let locals = crops(bench.local_size, bench.local_crops, stream + 1);
-            MicroBatch::unlabeled(globals.chain(locals).collect())
-        })
-        .collect();
-    let seconds = repeat(bench.iterations, |step| {
+
+    /// Takes the step of this number.
+    pub(super) fn take(&mut self, number: usize) -> Result<(), BenchError> {
         let at = StepInfo {
-            step: step as u64,
+            step: number as u64,
             // Prototypes are frozen in the first epoch.
             epoch: 1,
             run: RunLength { total_steps: u64::MAX, steps_per_epoch: u64::MAX },
@@ -80,11 +97,28 @@ pub fn train_step(bench: &Bench) -> Result<Report, BenchError> {
             weight_decay: 0.04,
             health: false,
         };
-        pool::run(|| learner.step(micro_batches.clone(), &at))
+        pool::run(|| self.learner.step(self.micro_batches.clone(), &at))
             .map(|_| ())
             .map_err(|error| BenchError::Step(error.to_string()))
-    })?;
-    Ok(Report::new(bench, seconds, step_macs(bench, &config, drop_path)))
+    }
+
+    /// Takes further steps in another precision than that of `bench`.
+    pub(super) fn set_precision(&mut self, bench: &Bench, precision: Precision) {
+        self.learner.settings.precision = precision;
+        self.learner.settings.crop_chunks = crop_chunks(bench, &self.config, precision);
+        let objective: &mut dyn Any = &mut *self.learner.objective;
+        let objective = objective.downcast_mut::<Esvit>().expect("the objective made above");
+        objective.precision = precision;
+    }
+}
+
+/// How crops are split into forward passes.
+fn crop_chunks(bench: &Bench, config: &BackboneConfig, precision: Precision) -> CropChunks {
+    match bench.crops_per_forward {
+        0 if config.has_batch_norm() => CropChunks::All,
+        0 => CropChunks::within_memory(config, precision, bench.activation_checkpointing),
+        count => CropChunks::Crops(count),
+    }
 }
 
 /// Synthetic normalized images `[B, 3, size, size]`.
@@ -198,7 +232,7 @@ mod tests {
             micro_batch: 0,
             prototypes: 100,
             region: true,
-            precision: esvit_nn::ops::Precision::F32,
+            precision: Precision::F32,
             iterations: 1,
             device: esvit_nn::Device::Cpu,
         };

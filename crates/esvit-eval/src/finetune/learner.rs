@@ -27,12 +27,12 @@ pub fn learner(
         let setup = Setup {
             width,
             blocks: shape.blocks(),
-            color_tokens: None,
             classes,
             images: 0,
             seed: settings.seed,
             precision: settings.precision,
             device,
+            ..Setup::default()
         };
         Supervised::new(&config, scope, &setup)
     });

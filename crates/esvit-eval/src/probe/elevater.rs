@@ -73,12 +73,12 @@ impl Elevater {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
+        mut sweep: Sweep,
     ) -> Result<Sweep> {
         let mut searches: Vec<Search> = blocks
             .iter()
             .flat_map(|&blocks| self.lrs.iter().map(move |&lr| Search { blocks, lr, best: None }))
             .collect();
-        let mut sweep = Sweep::default();
         for distance in [None].into_iter().chain(REFINEMENTS.map(Some)) {
             let points = |(index, search): (usize, &Search)| -> Vec<(usize, usize)> {
                 let points = match distance {

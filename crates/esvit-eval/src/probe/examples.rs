@@ -62,6 +62,23 @@ impl Targets {
         }
     }
 
+    /// How many of some rows are of each class or hold each label; unknown classes do not count.
+    pub(super) fn counts(&self, rows: &[usize]) -> Vec<usize> {
+        let mut counts = vec![0; self.outputs()];
+        let mut add = |index: u32| {
+            if let Some(count) = counts.get_mut(index as usize) {
+                *count += 1;
+            }
+        };
+        match self {
+            Self::Classes { of, .. } => rows.iter().for_each(|&row| add(of[row])),
+            Self::Labels { of, .. } => {
+                rows.iter().flat_map(|&row| &of[row]).for_each(|&label| add(label));
+            }
+        }
+        counts
+    }
+
     /// Returns an error unless the rows differ in their targets.
     pub(super) fn check_contrast(&self, rows: &[usize]) -> Result<()> {
         match self {
@@ -69,11 +86,9 @@ impl Targets {
                 let differ = rows.iter().any(|&row| of[row] != of[rows[0]]);
                 differ.then_some(()).ok_or(ProbeError::OneClass)
             }
-            Self::Labels { of, count } => {
-                let mut positives = vec![0; *count];
-                let labels = rows.iter().flat_map(|&row| &of[row]);
-                labels.for_each(|&label| positives[label as usize] += 1);
-                let contrast = positives.iter().any(|count| (1..rows.len()).contains(count));
+            Self::Labels { .. } => {
+                let differ = |count: &usize| (1..rows.len()).contains(count);
+                let contrast = self.counts(rows).iter().any(differ);
                 contrast.then_some(()).ok_or(ProbeError::NoContrast)
             }
         }

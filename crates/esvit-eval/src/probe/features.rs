@@ -10,7 +10,7 @@ use esvit_nn::backbone::Stage;
 use esvit_nn::{BackboneConfig, ForwardCtx, Tensor};
 use serde::Serialize;
 
-use super::{Examples, ProbeError, Result, Targets};
+use super::{Examples, Metric, ProbeError, Result, Targets};
 use crate::labeled::{LabeledSet, LabeledTask};
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, SkippedImage};
@@ -113,6 +113,17 @@ impl ProbeTask {
         self.labels.is_some()
     }
 
+    /// Returns an error unless a metric is defined for the query images.
+    ///
+    /// # Errors
+    /// [`ProbeError::Metric`] or [`ProbeError::NoPositive`], with the reason.
+    pub fn check_metric(&self, metric: Metric) -> Result<()> {
+        let queries = &self.task.queries;
+        let classes = queries.images.iter().map(|&index| queries.label(index)).collect();
+        let targets = self.targets(classes, &queries.images, 1);
+        metric.check(&targets, &(0..targets.len()).collect::<Vec<_>>(), "query")
+    }
+
     /// Features of the last `n` blocks of a backbone, without augmentation. `done` is called with
     /// the number of images processed in each batch.
     ///
@@ -138,15 +149,21 @@ impl ProbeTask {
     }
 
     fn examples(&self, features: Features, side: usize) -> Examples {
+        let Features { rows, images, .. } = features;
+        let targets = self.targets(rows.labels, &images, side);
+        Examples { values: rows.values, width: rows.width, targets }
+    }
+
+    /// Targets of some images of the training (0) or query (1) source, of which these are the classes.
+    fn targets(&self, classes: Vec<u32>, images: &[usize], side: usize) -> Targets {
         let count = self.task.classes.len();
-        let targets = match &self.labels {
-            None => Targets::Classes { of: features.rows.labels, count },
+        match &self.labels {
+            None => Targets::Classes { of: classes, count },
             Some(labels) => {
-                let of = features.images.iter().map(|&image| labels[side][image].clone());
+                let of = images.iter().map(|&image| labels[side][image].clone());
                 Targets::Labels { of: of.collect(), count }
             }
-        };
-        Examples { values: features.rows.values, width: features.rows.width, targets }
+        }
     }
 
     /// Augmented features of training rows for an epoch, from random resized crops and horizontal

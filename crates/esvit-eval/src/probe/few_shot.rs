@@ -3,9 +3,7 @@
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
-use super::{
-    Augmented, Best, ClassAccuracy, Examples, Metrics, Probe, ProbeError, Result, Targets,
-};
+use super::{Augmented, Best, ClassMetrics, Examples, Metrics, Probe, ProbeError, Result, Targets};
 
 /// Most training images per class, and most draws.
 const MAX_SHOTS: usize = 1_000_000;
@@ -109,7 +107,7 @@ pub fn few_shot(
     }
     let top = |of: fn(f64, f64) -> f64| {
         let value = |draw: &Draw| match draw.best.metrics {
-            Metrics::Classes(ClassAccuracy { top1, top5, .. }) => of(top1, top5),
+            Metrics::Classes(ClassMetrics { accuracy, .. }) => of(accuracy.top1, accuracy.top5),
             Metrics::Labels { map, .. } => map,
         };
         MeanStd::of(&draws.iter().map(value).collect::<Vec<f64>>())

@@ -57,10 +57,10 @@ impl Logistic {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
+        mut sweep: Sweep,
     ) -> Result<Sweep> {
         let mut l2s = self.l2s.clone();
         l2s.sort_by(|a, b| b.total_cmp(a));
-        let mut sweep = Sweep::default();
         for &blocks in blocks {
             let problem = Problem::new(fit, blocks.first);
             let mut point = problem.zeros();

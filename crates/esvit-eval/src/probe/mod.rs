@@ -12,8 +12,10 @@ mod features;
 mod few_shot;
 mod logistic;
 mod loss;
+mod metric;
 mod metrics;
 mod multi_label;
+mod ranking;
 mod sgd;
 mod standardize;
 mod sweep;
@@ -25,11 +27,11 @@ pub use examples::{Augmented, Examples, Subset, Targets};
 pub use features::{LastBlocks, ProbeTask, SplitFeatures, last_blocks};
 pub use few_shot::{Draw, FewShot, FewShotResult, MeanStd, few_shot};
 pub use logistic::{Logistic, logistic_l2s};
+pub use metric::Metric;
 pub(crate) use metrics::rank;
-pub use metrics::{
-    ClassAccuracy, Metrics, average_precision, eleven_point_precision, wilson_interval,
-};
+pub use metrics::{ClassAccuracy, ClassMetrics, Metrics, wilson_interval};
 pub use multi_label::multi_label_task;
+pub use ranking::{average_precision, eleven_point_precision, roc_auc};
 pub use sgd::{SGD_LRS, Sgd, train_heads};
 pub use standardize::Standardization;
 pub use sweep::{Setting, Trial};
@@ -78,6 +80,8 @@ pub struct Probe {
     pub standardize: bool,
     /// Refit the chosen setting on training and validation rows.
     pub refit: bool,
+    /// Metric that settings are chosen by; `None` for the standard one of the targets.
+    pub metric: Option<Metric>,
 }
 
 /// Result of a probe.
@@ -122,6 +126,14 @@ pub enum ProbeError {
     /// Average precision is undefined.
     #[error("no {0} image holds a label, average precision needs at least one")]
     NoPositive(&'static str),
+    /// A metric is not defined for these images.
+    #[error("{metric} cannot be measured: {problem}")]
+    Metric {
+        /// The metric.
+        metric: Metric,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// There are no validation images.
     #[error(
         "no training image is left to choose a setting on\n\
@@ -194,11 +206,13 @@ impl Solver {
         fit: &Subset<'_>,
         validation: &Subset<'_>,
         blocks: &[LastBlocks],
+        metric: Metric,
     ) -> Result<Sweep> {
+        let sweep = Sweep::by(metric);
         match self {
-            Self::Sgd { lrs, sgd } => sgd::sweep(sgd, lrs, fit, validation, blocks),
-            Self::Logistic(logistic) => logistic.sweep(fit, validation, blocks),
-            Self::Elevater(elevater) => elevater.sweep(fit, validation, blocks),
+            Self::Sgd { lrs, sgd } => sgd::sweep(sgd, lrs, fit, validation, blocks, sweep),
+            Self::Logistic(logistic) => logistic.sweep(fit, validation, blocks, sweep),
+            Self::Elevater(elevater) => elevater.sweep(fit, validation, blocks, sweep),
         }
     }
 
@@ -226,7 +240,14 @@ impl Probe {
     pub fn standard(config: &BackboneConfig) -> Result<Self> {
         let blocks = BLOCKS.map(|n| n.min(config.feature_block()));
         let solver = Solver::Sgd { lrs: SGD_LRS.to_vec(), sgd: Sgd::default() };
-        Ok(Self { solver, blocks: last_blocks(config, &blocks)?, standardize: false, refit: true })
+        let blocks = last_blocks(config, &blocks)?;
+        Ok(Self { solver, blocks, standardize: false, refit: true, metric: None })
+    }
+
+    /// The metric that settings are chosen by for some targets.
+    pub fn metric_of(&self, targets: &Targets) -> Metric {
+        let is_multi_label = matches!(targets, Targets::Labels { .. });
+        self.metric.unwrap_or(Metric::standard(is_multi_label))
     }
 
     /// The largest number of last blocks that it tries.
@@ -265,6 +286,8 @@ impl Probe {
         self.solver.check()?;
         let size = |set: &Examples| (set.len(), set.width);
         KnnError::check(size(train), size(queries))?;
+        let metric = self.metric_of(&queries.targets);
+        metric.check(&queries.targets, &(0..queries.len()).collect::<Vec<_>>(), "query")?;
         if let Some(setting) = self.solver.only_setting(&self.blocks) {
             let rows = fit.into_iter().chain(validation).collect();
             let sweep = vec![Trial { setting, validation: None, validation_loss: None }];
@@ -274,12 +297,14 @@ impl Probe {
         if validation.is_empty() || fit.is_empty() {
             return Err(ProbeError::NoValidation);
         }
+        metric.check(&train.targets, &validation, "validation")?;
         let mut data = Subset::new(train, fit, augmented);
         let mut validation = Subset::new(train, validation, None);
         let norm = self.standardize.then(|| data.standardization());
         let fit = data.clone().standardized(norm.as_ref());
         let tried_on = validation.clone().standardized(norm.as_ref());
-        let Sweep { trials, best } = self.solver.sweep(&fit, &tried_on, &self.blocks)?;
+        let Sweep { trials, best, .. } =
+            self.solver.sweep(&fit, &tried_on, &self.blocks, metric)?;
         let (setting, _) = best.ok_or(ProbeError::Diverged)?;
         let chosen_on = validation.len();
         if self.refit {

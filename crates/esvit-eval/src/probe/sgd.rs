@@ -173,19 +173,19 @@ pub fn train_heads(
     Ok(classifiers.into_iter().map(|(_, classifier)| classifier).collect())
 }
 
-/// Tries each learning rate with each number of blocks.
+/// Tries each learning rate with each number of blocks, and adds what comes of it to `sweep`.
 pub(super) fn sweep(
     sgd: &Sgd,
     lrs: &[f64],
     fit: &Subset<'_>,
     validation: &Subset<'_>,
     blocks: &[LastBlocks],
+    mut sweep: Sweep,
 ) -> Result<Sweep> {
     let settings: Vec<Setting> = blocks
         .iter()
         .flat_map(|&blocks| lrs.iter().map(move |&lr| Setting { blocks, lr: Some(lr), l2: None }))
         .collect();
-    let mut sweep = Sweep::default();
     for (&setting, classifier) in settings.iter().zip(train_heads(fit, &settings, sgd)?) {
         sweep.add(setting, &classifier, validation);
     }

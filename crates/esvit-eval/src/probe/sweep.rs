@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::metrics::Score;
-use super::{LastBlocks, LinearClassifier, Subset};
+use super::{LastBlocks, LinearClassifier, Metric, Subset};
 
 /// Hyper-parameters of a probe. Those that a solver does not have are omitted from JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -25,7 +25,7 @@ pub struct Trial {
     /// The setting.
     #[serde(flatten)]
     pub setting: Setting,
-    /// Top-1 or mAP on the validation rows, in percent; `None` if the classifier diverged or there
+    /// Value of the metric on the validation rows, in percent; `None` if the classifier diverged or there
     /// was only one setting.
     pub validation: Option<f64>,
     /// Mean loss on the validation rows.
@@ -33,8 +33,10 @@ pub struct Trial {
 }
 
 /// All trials, and the best.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sweep {
+    /// What the best is chosen by.
+    metric: Metric,
     /// In the order of evaluation.
     pub(super) trials: Vec<Trial>,
     /// The best setting and its score, the first of equals; `None` if all diverged.
@@ -42,6 +44,11 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
+    /// Without trials so far.
+    pub(super) fn by(metric: Metric) -> Self {
+        Self { metric, trials: Vec::new(), best: None }
+    }
+
     /// Evaluates the classifier of a setting on `validation`.
     pub(super) fn add(
         &mut self,
@@ -49,7 +56,7 @@ impl Sweep {
         classifier: &LinearClassifier,
         validation: &Subset<'_>,
     ) -> Option<Score> {
-        let score = Score::of(classifier, validation);
+        let score = Score::of(classifier, validation, self.metric);
         self.trials.push(Trial {
             setting,
             validation: score.map(|score| score.value),

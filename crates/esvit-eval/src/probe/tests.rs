@@ -46,7 +46,7 @@ fn solvers() -> [Solver; 3] {
 }
 
 fn probe(solver: Solver, width: usize) -> Probe {
-    Probe { solver, blocks: halves(width), standardize: false, refit: true }
+    Probe { solver, blocks: halves(width), standardize: false, refit: true, metric: None }
 }
 
 #[test]
@@ -57,9 +57,10 @@ fn separable_classes_are_told_apart_without_a_mistake() {
             let probe = Probe { standardize, ..probe(solver.clone(), 16) };
             let result = probe.run(&train, &queries, None).unwrap();
             let name = solver.name();
-            let Metrics::Classes(ClassAccuracy { top1, interval, .. }) = result.best.metrics else {
+            let Metrics::Classes(ClassMetrics { accuracy, .. }) = result.best.metrics else {
                 panic!()
             };
+            let ClassAccuracy { top1, interval, .. } = accuracy;
             assert_eq!(top1, 100.0, "{name}");
             assert!(interval[0] > 96.0 && interval[1] == 100.0, "{name} {interval:?}");
             assert_eq!((result.fitted_to, result.chosen_on), (400, 80));
@@ -132,8 +133,9 @@ fn labels_are_learnt_one_by_one() {
     for solver in solvers() {
         let name = solver.name();
         let result = probe(solver, 12).run(&make(1), &make(2), None).unwrap();
-        let Metrics::Labels { map, map_11_point } = result.best.metrics else { panic!() };
+        let Metrics::Labels { map, map_11_point, roc_auc } = result.best.metrics else { panic!() };
         assert!(map > 99.9 && map_11_point > 99.9, "{name} {map} {map_11_point}");
+        assert!(roc_auc.is_some_and(|area| area > 99.9), "{name} {roc_auc:?}");
     }
 }
 
@@ -162,8 +164,8 @@ fn odd_sets_work_or_are_refused() {
     let mut unknown = queries.clone();
     unknown.targets = Targets::Classes { of: vec![3; 6], count: 3 };
     let result = probe(solver(), 4).run(&clusters(30, 4, 3, 0.1, 1), &unknown, None).unwrap();
-    let Metrics::Classes(ClassAccuracy { top1, top5, .. }) = result.best.metrics else { panic!() };
-    assert_eq!((top1, top5), (0.0, 0.0));
+    let Metrics::Classes(of) = result.best.metrics else { panic!() };
+    assert_eq!((of.accuracy.top1, of.accuracy.top5, of.mean_per_class), (0.0, 0.0, 0.0));
     // More than 1,000 classes with one image each.
     let many = clusters(1200, 4, 1200, 0.0, 1);
     let sgd = Sgd { epochs: 2, ..Sgd::default() };
@@ -335,7 +337,7 @@ fn of_equal_settings_the_first_is_best() {
     let classifier = LinearClassifier { first: 0, weight: vec![0.5; 6], bias: vec![0.0; 3] };
     let blocks = LastBlocks { n: 1, first: 0 };
     let setting = |lr| Setting { blocks, lr: Some(lr), l2: None };
-    let mut sweep = Sweep::default();
+    let mut sweep = Sweep::by(Metric::Top1);
     sweep.add(setting(1.0), &classifier, &subset);
     sweep.add(setting(2.0), &classifier, &subset);
     let broken = LinearClassifier { bias: vec![f32::NAN; 3], ..classifier.clone() };
@@ -345,6 +347,49 @@ fn of_equal_settings_the_first_is_best() {
     assert_eq!(Metrics::of(&broken, &subset), Err(ProbeError::Diverged));
 }
 
+/// Of ten images eight are of class 0: a classifier that knows no other class tells most of them
+/// right, another one more of each class.
+#[test]
+fn the_best_setting_is_that_of_the_metric() {
+    let targets = Targets::Classes { of: vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 1], count: 2 };
+    let values = vec![-1.0, -1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+    let examples = Examples { values, width: 1, targets };
+    let subset = Subset::all(&examples);
+    let constant = LinearClassifier { first: 0, weight: vec![0.0; 2], bias: vec![1.0, 0.0] };
+    let both = LinearClassifier { first: 0, weight: vec![-1.0, 1.0], bias: vec![0.0; 2] };
+    let best_by = |metric: Metric| {
+        let mut sweep = Sweep::by(metric);
+        sweep.add(head(0, 1.0, 0.0), &constant, &subset);
+        sweep.add(head(0, 2.0, 0.0), &both, &subset);
+        let values: Vec<Option<f64>> = sweep.trials.iter().map(|trial| trial.validation).collect();
+        (sweep.best.unwrap().0.lr, values)
+    };
+    assert_eq!(best_by(Metric::Top1), (Some(1.0), vec![Some(80.0), Some(70.0)]));
+    assert_eq!(best_by(Metric::MeanPerClass), (Some(2.0), vec![Some(50.0), Some(81.25)]));
+    assert_eq!(best_by(Metric::RocAuc), (Some(2.0), vec![Some(50.0), Some(81.25)]));
+}
+
+#[test]
+fn metrics_that_are_not_defined_are_refused_before_anything_is_fitted() {
+    let train = clusters(30, 4, 3, 0.1, 1);
+    let solver = solvers().into_iter().nth(1).unwrap();
+    let by = |metric| Probe { metric: Some(metric), ..probe(solver.clone(), 4) };
+    for metric in [Metric::Map, Metric::RocAuc] {
+        let error = by(metric).run(&train, &train, None).unwrap_err();
+        assert!(matches!(error, ProbeError::Metric { metric: of, .. } if of == metric), "{error}");
+    }
+    assert_eq!(
+        by(Metric::MeanPerClass).run(&train, &train, None).unwrap().best.metrics.value(),
+        100.0
+    );
+    // None of the images that settings are chosen on is of class 1.
+    let two = clusters(30, 4, 2, 0.1, 1);
+    let Targets::Classes { of, .. } = &two.targets else { panic!() };
+    let (fit, choice): (Vec<usize>, Vec<usize>) = (0..30).partition(|&row| of[row] == 1 || row > 9);
+    let error = by(Metric::RocAuc).run_on(&two, &two, None, fit, choice).unwrap_err();
+    assert!(error.to_string().contains("all validation images are of one class"), "{error}");
+}
+
 /// Each round tries the neighbors of the best point so far.
 #[test]
 fn the_search_closes_in_on_the_best_point() {
@@ -352,7 +397,8 @@ fn the_search_closes_in_on_the_best_point() {
     let tuning = Sgd { epochs: 3, batch: 16, ..Sgd::default() };
     let elevater = Elevater { lrs: vec![0.5], tuning, final_epochs: 7 };
     let blocks = [LastBlocks { n: 1, first: 0 }];
-    let sweep = elevater.sweep(&Subset::all(&fit), &Subset::all(&validation), &blocks).unwrap();
+    let [all, held_out] = [&fit, &validation].map(Subset::all);
+    let sweep = elevater.sweep(&all, &held_out, &blocks, Sweep::by(Metric::Top1)).unwrap();
     let point = |trial: &Trial| ((trial.setting.l2.unwrap().log10() + 6.0) * 8.0).round() as i64;
     let points: Vec<i64> = sweep.trials.iter().map(point).collect();
     assert_eq!(points[..7], [0, 16, 32, 48, 64, 80, 96]);

@@ -6,7 +6,6 @@ use esvit_nn::Device;
 use esvit_nn::params::Role;
 use esvit_train::Config;
 use esvit_train::objective::ObjectiveConfig;
-use esvit_train::objective::esvit::EsvitConfig;
 
 use super::run::Run;
 use esvit_draw::escape;
@@ -49,7 +48,7 @@ pub(super) fn summary(run: &Run) -> String {
 
 fn objective(objective: &ObjectiveConfig) -> String {
     match objective {
-        ObjectiveConfig::Esvit(EsvitConfig { region: true, .. }) => {
+        ObjectiveConfig::Esvit(esvit) if esvit.region.enabled => {
             "L<sub>V</sub> + L<sub>R</sub>".into()
         }
         ObjectiveConfig::Esvit(_) => "L<sub>V</sub>".into(),
@@ -155,6 +154,7 @@ pub(super) fn warnings(findings: &[String], problems: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::report::run::{evaluated, example};
+    use esvit_train::objective::esvit::EsvitConfig;
 
     /// Name, value, unit and note of every tile.
     fn tiles_of(html: &str) -> Vec<[String; 4]> {
@@ -214,7 +214,7 @@ mod tests {
         }
         let config = run.config.as_mut().unwrap();
         config.objective =
-            ObjectiveConfig::Esvit(EsvitConfig { region: false, ..EsvitConfig::default() });
+            ObjectiveConfig::Esvit(EsvitConfig { region: false.into(), ..EsvitConfig::default() });
         config.data.path = None;
         run.source = Ok(std::sync::Arc::new(crate::testing::Images::labeled(
             (0..1200).map(|_| (0, crate::testing::noise(2, 2, 1))).collect(),

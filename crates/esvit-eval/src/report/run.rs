@@ -11,7 +11,6 @@ use esvit_nn::Device;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::Origin;
-use esvit_train::objective::esvit::EsvitConfig;
 use esvit_train::objective::{ObjectiveConfig, StepInfo, Teacher};
 use esvit_train::run::RunFolder;
 use serde_json::Value;
@@ -132,7 +131,7 @@ impl Run {
     /// Whether regions are matched while it learns.
     pub(super) fn matches_regions(&self) -> bool {
         let objective = self.config.as_ref().map(|config| &config.objective);
-        matches!(objective, Some(ObjectiveConfig::Esvit(EsvitConfig { region: true, .. })))
+        matches!(objective, Some(ObjectiveConfig::Esvit(esvit)) if esvit.region.enabled)
     }
 
     /// Whether all steps are done; `None` if the settings cannot be read.

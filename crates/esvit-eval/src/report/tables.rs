@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::probe::Metric;
 use crate::record::EvalRecord;
 use esvit_draw::escape;
 use esvit_draw::html::{message_html, table};
@@ -34,7 +35,10 @@ pub(super) fn settings(record: &EvalRecord) -> Value {
             add("k", first.as_array().into_iter().flatten().map(|of| of["k"].clone()).collect());
         }
         "linear" => add("draws", json!(results["draws"].as_array().map(Vec::len))),
-        "transfer" => add("sets", list(results, "sets").map(|set| set["set"].clone()).collect()),
+        "transfer" => {
+            let set = |set: &Value| json!([set["set"], set["metric"]]);
+            add("sets", list(results, "sets").map(set).collect());
+        }
         "attention" => add("against", results["against"]["checkpoint"].clone()),
         _ => {}
     }
@@ -269,16 +273,23 @@ fn finetune(results: &Value) -> Option<String> {
     Some(table(&head, &rows, 1) + &note(&text))
 }
 
+/// Name of a metric in words.
+fn metric(name: &Value) -> String {
+    let known = name.as_str().and_then(Metric::of_name);
+    known.map_or_else(|| plain(name), |metric| metric.to_string())
+}
+
 /// One row per set, their mean, and wins against the second network.
 fn transfer(results: &Value) -> Option<String> {
     let sets = results.get("sets")?.as_array()?;
     let against = sets.iter().any(|set| !set["against"].is_null());
-    let mut names = head(["Set", "top-1 or mAP (95 % interval)"]);
+    let mut names = head(["Set", "Metric", "Percent (95 % interval)"]);
     names.extend(against.then(|| "Against".to_owned()));
     names.push("Setting".into());
     let row = |set: &Value| -> Option<Vec<String>> {
         let mut cells = vec![
             format!("<code>{}</code>", plain(set.get("set")?)),
+            metric(set.get("metric")?),
             with_interval(set.get("value")?, &set["interval"])?,
         ];
         if against {
@@ -291,11 +302,11 @@ fn transfer(results: &Value) -> Option<String> {
     let mut rows: Vec<Vec<String>> = sets.iter().map(row).collect::<Option<_>>()?;
     let summary = &results["summary"];
     let mean = |key: &str| digits(&summary[key], 1).unwrap_or("–".into());
-    let mut last = vec!["mean".into(), mean("mean")];
+    let mut last = vec!["mean".into(), String::new(), mean("mean")];
     last.extend(against.then(|| mean("against_mean")));
     last.push(String::new());
     rows.push(last);
-    let mut html = table(&names, &rows, 1);
+    let mut html = table(&names, &rows, 2);
     if against {
         let [wins, ties, losses] =
             ["wins", "ties", "losses"].map(|key| summary[key].as_i64().unwrap_or(0));
@@ -473,8 +484,8 @@ mod tests {
     #[test]
     fn sets_of_a_transfer_with_their_mean() {
         let set = |name: &str, value: f64, against: Value| {
-            json!({"set": name, "value": value, "interval": [1.0, 2.0], "best": {"n": 1},
-                   "against": against})
+            json!({"set": name, "metric": "map_11_point", "value": value, "interval": null,
+                   "best": {"n": 1}, "against": against})
         };
         let shown = record(
             "transfer",
@@ -487,7 +498,8 @@ mod tests {
         );
         let html = super::results(&shown).unwrap();
         assert!(html.contains("<td class=\"number\">9.0 (8.0 to 10.0)</td>"), "{html}");
-        assert!(html.contains("<td>mean</td><td class=\"number\">15.0</td>"), "{html}");
+        assert_eq!(rows(&html)[1], ["", "11-point mAP", "10.0", "9.0 (8.0 to 10.0)", "n=1"]);
+        assert_eq!(rows(&html)[3], ["mean", "", "15.0", "9.0", ""]);
         assert!(html.contains("Wins on 1, ties on 0") && html.contains("no &lt;images&gt;"));
     }
 

@@ -44,7 +44,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
     }
     let (network, specs) = settings.config.build(0.0);
     let params = case.params("param.", &specs)?;
-    let ctx = ForwardCtx::eval();
+    let ctx = case.eval();
     let mut checks = Vec::new();
     for input in 0..settings.inputs {
         let images = case.load::<4>(&format!("input.{input}"))?;
@@ -69,7 +69,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
             compare(&format!("last_blocks_n{n}_avg"), &found)?;
         }
         if case.tensors.find("", &format!("registers.{input}")).is_some()
-            && let Some(found) = registers(&*network, &params, &images, &settings.config)
+            && let Some(found) = registers(&*network, &params, &images, &settings.config, &ctx)
         {
             compare("registers", &found)?;
         }
@@ -78,7 +78,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
                 .block_attention(&params, images.clone(), blocks - 1)
                 .map_err(|e| CaseError::Computation(e.to_string()))?;
             if let Some(attention) = found {
-                compare("last_attention", &attention.weights)?;
+                compare("last_attention", &attention.weights())?;
             }
         }
     }
@@ -91,7 +91,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
 /// A pass in training mode: features by the statistics of its images, and the running statistics
 /// after it.
 fn training(case: &Case, network: &dyn Backbone, mut params: Params) -> Result<Vec<Check>> {
-    let ctx = ForwardCtx::teacher();
+    let ctx = case.training();
     let features = network.forward(&params, case.load::<4>("train.input")?, &ctx);
     params.set_buffers(ctx.into_statistics());
     let mut checks = vec![
@@ -118,7 +118,7 @@ fn modes(case: &Case, settings: &Settings) -> Result<Outcome> {
         let (network, specs) = BackboneConfig::Vil(config).build(0.0);
         let params = case.params("param.", &specs)?;
         let images = case.load::<4>("input.0")?;
-        let features = network.forward(&params, images, &ForwardCtx::eval());
+        let features = network.forward(&params, images, &case.eval());
         for (part, found) in [("cls", &features.view), ("region", &features.region)] {
             checks.push(case.absolute_error(&format!("{part}.mode.{mode}"), found, TOLERANCE)?);
         }
@@ -132,12 +132,13 @@ fn registers(
     params: &Params,
     images: &Tensor,
     config: &BackboneConfig,
+    ctx: &ForwardCtx,
 ) -> Option<Tensor> {
     let BackboneConfig::Vit(vit) = config else { return None };
-    let (count, ctx) = (vit.register_tokens, ForwardCtx::eval());
+    let count = vit.register_tokens;
     let go_on = &mut |_: BlockOutput<'_>| ControlFlow::Continue(());
-    let maps = network.run(params, vec![images.clone()].into(), &ctx, go_on)?;
-    let maps = network.normalize(params, maps, &ctx);
+    let maps = network.run(params, vec![images.clone()].into(), ctx, go_on)?;
+    let maps = network.normalize(params, maps, ctx);
     let [rows, width] = maps.rows.dims();
     let tokens = maps.segments[0].tokens();
     let tokens = maps.rows.reshape([rows / tokens, tokens, width]);

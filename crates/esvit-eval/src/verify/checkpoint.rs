@@ -1,6 +1,6 @@
 //! Cases of kind `checkpoint`: a weights file of another program, and the features of its network.
 
-use esvit_nn::{BackboneConfig, ForwardCtx};
+use esvit_nn::BackboneConfig;
 use serde::Deserialize;
 
 use super::{Case, CaseError, Check, Outcome, Result};
@@ -38,7 +38,7 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         equal("epoch", backbone.source.epochs == settings.epoch);
     }
     let images = case.load::<4>("input")?;
-    let features = backbone.network.forward(&backbone.params, images, &ForwardCtx::eval());
+    let features = backbone.network.forward(&backbone.params, images, &case.eval());
     checks.push(case.absolute_error("cls", &features.view, TOLERANCE)?);
     checks.push(case.absolute_error("region", &features.region, TOLERANCE)?);
     Ok(Outcome::Compared(checks))

@@ -61,7 +61,7 @@ pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
     };
     let input = tape.watch(input);
     let tracked = params.tracked(&tape);
-    let ctx = ForwardCtx::teacher();
+    let ctx = case.training();
     let outputs = forward(&tracked, input.clone(), &ctx);
     let mut checks = Checks::of(case);
     let mut sum: Option<Tensor> = None;

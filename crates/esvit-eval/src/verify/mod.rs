@@ -22,9 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_nn::backbone::Family;
+use esvit_nn::ops::Precision;
 use esvit_nn::params::{ParamList, ParamSpec};
 use esvit_nn::weights::{ESVIT_WRAPPER, Naming, StoredNetwork, WeightsError, WeightsFile};
-use esvit_nn::{Device, Params, Tensor};
+use esvit_nn::{Device, ForwardCtx, Params, Tensor};
 use esvit_weights::{TensorInfo, WeightsError as FileError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -119,12 +120,21 @@ pub enum CaseError {
     Computation(String),
 }
 
+/// How cases are computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Where.
+    pub device: Device,
+    /// The precision of networks and losses. Tolerances are those of f32.
+    pub precision: Precision,
+}
+
 /// Runs all cases under `folder` (subfolders with a `case.json`, by name), or the case in `folder`
-/// itself, on `device`, and calls `show` with each report.
+/// itself, and calls `show` with each report.
 ///
 /// # Errors
 /// [`CaseError::Read`] if the folder cannot be read or holds no case.
-pub fn run(folder: &Path, device: &Device, mut show: impl FnMut(&Report)) -> Result<Vec<Report>> {
+pub fn run(folder: &Path, options: Options, mut show: impl FnMut(&Report)) -> Result<Vec<Report>> {
     let unreadable = |reason: String| CaseError::Read { path: folder.into(), reason };
     let is_case = |path: &PathBuf| path.join("case.json").is_file();
     let mut cases = vec![folder.to_path_buf()];
@@ -139,7 +149,7 @@ pub fn run(folder: &Path, device: &Device, mut show: impl FnMut(&Report)) -> Res
     cases.sort();
     let report = |path: PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let report = report(name, Case::open(&path, device));
+        let report = report(name, Case::open(&path, options));
         show(&report);
         report
     };
@@ -147,9 +157,9 @@ pub fn run(folder: &Path, device: &Device, mut show: impl FnMut(&Report)) -> Res
 }
 
 /// Runs the cases inside of the program, likewise.
-pub fn run_built_in(device: &Device, mut show: impl FnMut(&Report)) -> Vec<Report> {
+pub fn run_built_in(options: Options, mut show: impl FnMut(&Report)) -> Vec<Report> {
     let report = |case: &BuiltIn| {
-        let report = report(case.name.into(), Case::built_in(case, device));
+        let report = report(case.name.into(), Case::built_in(case, options));
         show(&report);
         report
     };
@@ -223,29 +233,30 @@ struct Case {
     settings: Value,
     tensors: WeightsFile,
     device: Device,
+    precision: Precision,
 }
 
 impl Case {
-    fn open(folder: &Path, device: &Device) -> Result<Self> {
+    fn open(folder: &Path, options: Options) -> Result<Self> {
         let path = folder.join("case.json");
         let text = esvit_files::read_text(&path)
             .map_err(|e| CaseError::Read { path: path.clone(), reason: e.to_string() })?;
         let tensors = WeightsFile::open(&folder.join("tensors.safetensors"));
-        Self::new(folder, &text, tensors, device)
+        Self::new(folder, &text, tensors, options)
     }
 
-    fn built_in(case: &BuiltIn, device: &Device) -> Result<Self> {
+    fn built_in(case: &BuiltIn, options: Options) -> Result<Self> {
         let folder = Path::new(case.name);
         let tensors =
             WeightsFile::from_bytes(&folder.join("tensors.safetensors"), case.tensors.into());
-        Self::new(folder, case.settings, tensors, device)
+        Self::new(folder, case.settings, tensors, options)
     }
 
     fn new(
         folder: &Path,
         settings: &str,
         tensors: Result<WeightsFile, FileError>,
-        device: &Device,
+        options: Options,
     ) -> Result<Self> {
         let mut settings: Value =
             serde_json::from_str(settings).map_err(|e| CaseError::Settings(e.to_string()))?;
@@ -255,7 +266,18 @@ impl Case {
             .ok_or_else(|| CaseError::Settings("`kind` is missing".into()))?
             .to_owned();
         let tensors = tensors.map_err(WeightsError::from)?;
-        Ok(Self { folder: folder.into(), kind, settings, tensors, device: *device })
+        let Options { device, precision } = options;
+        Ok(Self { folder: folder.into(), kind, settings, tensors, device, precision })
+    }
+
+    /// A pass in evaluation.
+    fn eval(&self) -> ForwardCtx {
+        ForwardCtx::eval().with_precision(self.precision)
+    }
+
+    /// A pass in training without drop path.
+    fn training(&self) -> ForwardCtx {
+        ForwardCtx::teacher().with_precision(self.precision)
     }
 
     /// The settings, deserialized for a kind.

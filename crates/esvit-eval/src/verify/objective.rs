@@ -1,9 +1,12 @@
 //! Cases of kind `objective`: loss, gradients and centers from given logits.
 
 use esvit_nn::esvit_heads::{Predictions, RegionPredictions};
-use esvit_nn::ops::{Precision, PrototypeLogits};
+use esvit_nn::ops::PrototypeLogits;
 use esvit_nn::{Solo, Tape, Tensor};
-use esvit_train::objective::esvit::{self, Centers, LossSettings, NamedWeights, Weights};
+use esvit_train::objective::esvit::{
+    self, Centers, LossSettings, NamedWeights, RegionLoss, Weights,
+};
+use esvit_train::objective::regions::Matching;
 use esvit_train::objective::{GLOBAL_VIEWS, Views};
 use esvit_train::schedule::TemperatureSchedule;
 use serde::Deserialize;
@@ -130,7 +133,9 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
         student_temp: settings.student_temp,
         teacher_temp: settings.teacher_temp.at(settings.epoch),
         weights: settings.weights.unwrap_or(Weights::Named(NamedWeights::Reference)),
-        precision: Precision::F32,
+        matching: Matching::Argmax,
+        region_loss: RegionLoss::CrossEntropy,
+        precision: case.precision,
     };
     let (views, mixing) = (Views::all(crops), mixing.as_deref());
     let loss = esvit::loss(&student, &teacher, &views, &centers, &loss_settings, mixing);

@@ -3,7 +3,7 @@
 use std::any::Any;
 
 use esvit_nn::head::HeadConfig;
-use esvit_nn::{BackboneConfig, ForwardCtx, Network, Tensor};
+use esvit_nn::{BackboneConfig, Network, Tensor};
 use esvit_train::Learner;
 use esvit_train::learner::LearnerSettings;
 use esvit_train::objective::esvit::{Esvit, EsvitConfig};
@@ -193,7 +193,7 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
     head.validate().map_err(|e| CaseError::Settings(e.to_string()))?;
     let TeacherTemp { warmup, last, warmup_epochs } = settings.teacher_temp;
     let config = EsvitConfig {
-        region: settings.region_task,
+        region: settings.region_task.into(),
         student_temp: settings.student_temp,
         teacher_temp: last,
         warmup_teacher_temp: warmup,
@@ -204,11 +204,13 @@ fn learner(case: &Case, settings: &Settings) -> Result<Learner> {
         ..EsvitConfig::default()
     };
     let (network, mut objective) = Network::new(&settings.config, 0.0, |scope, width| {
-        let (blocks, device) = (settings.config.blocks(), case.device);
-        Esvit::new(&config, scope, &Setup { width, blocks, device, ..Setup::default() })
+        let (blocks, device, precision) = (settings.config.blocks(), case.device, case.precision);
+        let setup = Setup { width, blocks, device, precision, ..Setup::default() };
+        Esvit::new(&config, scope, &setup)
     });
     let learner_settings = LearnerSettings {
         clip_grad: Some(settings.clip_grad_per_parameter),
+        precision: case.precision,
         ..LearnerSettings::default()
     };
     let student = case.params("student.", network.specs())?;
@@ -240,7 +242,7 @@ fn outputs(case: &Case, learner: &mut Learner, views: &[Tensor]) -> Result<Vec<C
     ];
     for (name, params, views) in networks {
         // Without stochastic depth, the student's training forward equals the teacher's.
-        let ctx = ForwardCtx::teacher();
+        let ctx = case.training();
         let features = learner.network.features(params, views, &ctx);
         let predictions = heads.forward(params, features, views[0].shape()[0], &ctx);
         let mut compare = |part: &str, found: &Tensor| -> Result<()> {

@@ -1,4 +1,4 @@
-//! GEMM, `C = A B`, for f32 and bf16 operands with f32 accumulation.
+//! GEMM, `C = A B`, for f32 and bf16 operands with f32 accumulation, and for f32 by bf16 (`bf16x3.rs`).
 //!
 //! All GEMMs are calls of [`Gemm::gemm`]: `M` rows of the LHS times one packed panel of at most
 //! [`NR`] columns of the RHS. K is split into cache blocks of [`KC`] steps; within a block, tiles
@@ -7,12 +7,14 @@
 //! tiles of that layout as they lie (`amx/`).
 
 mod amx;
+mod bf16x3;
 mod gemm_tn;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
 #[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "NEON is always there"))]
 mod portable;
+mod registers;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -20,8 +22,9 @@ mod x86;
 
 pub(crate) use gemm_tn::{Matrix, gemm_tn, layer_gradients};
 pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
+use registers::RegisterLoop;
 
-use crate::element::{Bf16, Element};
+use crate::element::{Bf16, Bf16x3, Element};
 use crate::isa::{self, Isa};
 use crate::profile;
 
@@ -98,8 +101,11 @@ pub trait Gemm: Sized {
     /// The GEMM for the instruction set in use.
     fn kernel() -> Kernel<Self>;
 
-    /// Whether the GEMM in use multiplies tiles, which it loads from rows of the LHS: a transposed
-    /// LHS is better turned beforehand than for every panel.
+    /// Products of registers alone, by the instructions of the GEMM in use.
+    fn registers() -> RegisterLoop;
+
+    /// Whether the GEMM in use wants rows of the LHS, to load tiles from or to split: a transposed LHS is
+    /// better turned beforehand than for every panel.
     fn loads_rows() -> bool {
         false
     }
@@ -134,6 +140,10 @@ impl Gemm for f32 {
             _ => portable::gemm::<f32>,
         }
     }
+
+    fn registers() -> RegisterLoop {
+        RegisterLoop::of_f32()
+    }
 }
 
 impl Gemm for Bf16 {
@@ -155,8 +165,26 @@ impl Gemm for Bf16 {
         }
     }
 
+    fn registers() -> RegisterLoop {
+        RegisterLoop::of_bf16()
+    }
+
     fn loads_rows() -> bool {
         isa::current().has_tiles()
+    }
+}
+
+impl Gemm for Bf16x3 {
+    fn kernel() -> Kernel<Bf16x3> {
+        if isa::has_bf16() { bf16x3::gemm } else { bf16x3::gemm_in_f32 }
+    }
+
+    fn registers() -> RegisterLoop {
+        RegisterLoop::of_bf16()
+    }
+
+    fn loads_rows() -> bool {
+        isa::has_bf16()
     }
 }
 

@@ -110,7 +110,7 @@ gemm!(
 /// 16 bf16 pairs as the operand type of `vdpbf16ps`.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-fn pairs(values: __m512i) -> __m512bh {
+pub(super) fn pairs(values: __m512i) -> __m512bh {
     // SAFETY: both types are 512 bits without invalid values.
     unsafe { std::mem::transmute(values) }
 }

@@ -1,301 +1,204 @@
-//! Attention weights, and the tokens that they are between.
+//! Attention weights of a block, for figures and statistics.
 
-use std::sync::Arc;
+use std::ops::Range;
 
-use crate::ops::{NeighborMap, Segment, WindowMap};
+use super::AttentionLayout;
+use crate::ops::Segment;
 use crate::tensor::Tensor;
 
-/// Attention weights of a block.
+/// Attention of a block: queries and keys, from which all of the weights follow or some of them.
 #[derive(Debug, Clone)]
 pub struct AttentionMap {
-    /// `[B * groups, heads, queries, keys]`: within an image, groups in order.
-    pub weights: Tensor,
     /// What queries and keys are.
     pub layout: AttentionLayout,
-}
-
-/// Which tokens of an image attend to which.
-#[derive(Debug, Clone)]
-pub enum AttentionLayout {
-    /// Those of a window to each other: a group is a window.
-    Windows(Arc<WindowMap>),
-    /// Those of a window to the tokens before the map, then to windows around it: a group is a window.
-    Neighbors {
-        /// The windows.
-        windows: Arc<NeighborMap>,
-        /// Tokens before those of the map.
-        prefix: usize,
-    },
-    /// All to all, in one group: first the tokens before the map, then those of the map, row-major.
-    Whole {
-        /// Height and width of the map in tokens.
-        map: [usize; 2],
-        /// Tokens before those of the map.
-        prefix: usize,
-    },
-    /// All to those of a coarser map, in one group: queries as in [`AttentionLayout::Whole`], keys
-    /// the tokens before the map, then those of the coarser one, row-major.
-    Reduced {
-        /// Height and width of the map in tokens.
-        map: [usize; 2],
-        /// Tokens before those of the map.
-        prefix: usize,
-        /// Side of the square of cells that a key stands for. Cells beyond the last whole square
-        /// have no key.
-        ratio: usize,
-    },
-}
-
-/// What a query attends to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
-    /// A token of the map, by its number.
-    Cell(usize),
-    /// A token of a coarser map, by its number: [`AttentionLayout::cells`] are those that it stands
-    /// for.
-    Square(usize),
-    /// A token before those of the map, by its number.
-    Prefix(usize),
-    /// Padding beside the map.
-    Padding,
+    /// `[B * groups, heads, queries, depth]`, scaled: within an image, groups in order.
+    queries: Tensor,
+    /// `[B * groups, heads, keys, depth]`.
+    keys: Tensor,
+    /// `[1, heads, queries, keys]`.
+    bias: Option<Tensor>,
 }
 
 impl AttentionMap {
-    /// Of windows: `weights [B * windows, heads, window^2, window^2]`.
-    pub(super) fn in_windows(weights: Tensor, windows: Arc<WindowMap>) -> Self {
-        Self { weights, layout: AttentionLayout::Windows(windows) }
-    }
-
-    /// Of windows and those around them: `weights [B * windows, heads, window^2, prefix + keys]`.
-    pub(super) fn among_neighbors(
-        weights: Tensor,
-        windows: Arc<NeighborMap>,
-        prefix: usize,
+    /// Of queries and keys, each `[B * groups, tokens, C]`, whose products are multiplied by `scale`.
+    pub(super) fn new(
+        layout: AttentionLayout,
+        [queries, keys]: [Tensor; 2],
+        heads: usize,
+        scale: f64,
     ) -> Self {
-        Self { weights, layout: AttentionLayout::Neighbors { windows, prefix } }
+        let queries = by_head(queries, heads) * scale;
+        Self { layout, queries, keys: by_head(keys, heads), bias: None }
     }
 
-    /// Of whole images: `weights [B, heads, tokens, tokens]`.
-    pub(super) fn whole(weights: Tensor, segment: Segment) -> Self {
-        let Segment { map, prefix, .. } = segment;
-        Self { weights, layout: AttentionLayout::Whole { map, prefix } }
+    /// Of whole images of one size: `qkv [tokens of all images, 3 C]`.
+    pub(super) fn whole(segment: Segment, qkv: Tensor, heads: usize) -> Self {
+        let columns = qkv.shape()[1];
+        let qkv = qkv.reshape([segment.images, segment.tokens(), columns]);
+        let layout = AttentionLayout::whole(segment);
+        Self::new(layout, queries_and_keys(&qkv), heads, scale(columns / 3, heads))
     }
 
-    /// Of whole images to squares of `ratio` x `ratio` tokens: `weights [B, heads, tokens, keys]`.
-    pub(super) fn reduced(weights: Tensor, segment: Segment, ratio: usize) -> Self {
-        let Segment { map, prefix, .. } = segment;
-        Self { weights, layout: AttentionLayout::Reduced { map, prefix, ratio } }
+    /// The same with a bias of every query and key, `[1, heads, queries, keys]`.
+    #[must_use]
+    pub(super) fn with_bias(self, bias: Option<Tensor>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// Number of heads.
+    pub fn heads(&self) -> usize {
+        self.queries.shape()[1]
+    }
+
+    /// The weights, `[B * groups, heads, queries, keys]`: within an image, groups in order.
+    pub fn weights(&self) -> Tensor {
+        self.part(0..self.heads(), 0..self.layout.queries())
+    }
+
+    /// The weights of some heads and of some queries of every group, in the same order.
+    ///
+    /// # Panics
+    /// When there are no such heads or queries.
+    pub fn part(&self, heads: Range<usize>, queries: Range<usize>) -> Tensor {
+        let of_heads = |x: &Tensor| narrowed(x.clone(), 1, &heads);
+        let own = narrowed(of_heads(&self.queries), 2, &queries);
+        let mut logits = own.matmul(of_heads(&self.keys).transpose());
+        if let Some(bias) = &self.bias {
+            logits = logits + narrowed(of_heads(bias), 2, &queries);
+        }
+        if let Some((mask, rows)) = self.layout.mask() {
+            let [groups, heads, count, keys] = logits.dims();
+            let of_image = mask.len() / rows / keys;
+            let mask = Tensor::new(mask, [1, of_image, 1, rows, keys], &logits.device());
+            let mask = if rows == 1 { mask } else { narrowed(mask, 3, &queries) };
+            let by_image = logits.reshape([groups / of_image, of_image, heads, count, keys]);
+            logits = (by_image + mask).reshape([groups, heads, count, keys]);
+        }
+        logits.softmax(3)
+    }
+
+    /// Ranges of all queries of a group, so that [`AttentionMap::part`] has at most `most` weights of
+    /// `heads` heads, or those of one query. Windows are not cut.
+    pub fn slices(&self, heads: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+        let (groups, queries) = (self.queries.shape()[0], self.layout.queries());
+        let of_query = groups * heads * self.layout.keys();
+        let rows = match self.layout.window() {
+            Some(_) => queries,
+            None => (most / of_query.max(1)).clamp(1, queries),
+        };
+        (0..queries).step_by(rows).map(move |start| start..queries.min(start + rows))
     }
 }
 
-impl AttentionLayout {
-    /// Height and width of the map in tokens.
-    pub fn map(&self) -> [usize; 2] {
-        match self {
-            Self::Windows(windows) => windows.map,
-            Self::Neighbors { windows, .. } => windows.map,
-            Self::Whole { map, .. } | Self::Reduced { map, .. } => *map,
-        }
-    }
+/// Queries and keys, each `[n, tokens, C]`, of `qkv [n, tokens, 3 C]`.
+pub(super) fn queries_and_keys(qkv: &Tensor) -> [Tensor; 2] {
+    let width = qkv.shape()[2] / 3;
+    [0, 1].map(|part| qkv.clone().narrow(2, part * width, width))
+}
 
-    /// Number of tokens in the map.
-    pub fn tokens(&self) -> usize {
-        self.map().iter().product()
-    }
+/// What products of queries and keys are multiplied by, as a rule: that of the width of a head.
+pub(super) fn scale(width: usize, heads: usize) -> f64 {
+    ((width / heads) as f64).powf(-0.5)
+}
 
-    /// Side and shift of the windows in tokens; None without windows.
-    pub fn window(&self) -> Option<[usize; 2]> {
-        match self {
-            Self::Windows(windows) => Some([windows.window, windows.shift]),
-            Self::Neighbors { windows, .. } => Some([windows.window, 0]),
-            Self::Whole { .. } | Self::Reduced { .. } => None,
-        }
-    }
+/// Heads apart: `[n, heads, tokens, depth]` of `[n, tokens, heads * depth]`.
+fn by_head(x: Tensor, heads: usize) -> Tensor {
+    let [n, tokens, width] = x.dims();
+    x.reshape([n, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
+}
 
-    /// Number of queries of a group.
-    pub fn queries(&self) -> usize {
-        match self {
-            Self::Windows(windows) => windows.window_tokens(),
-            Self::Neighbors { windows, .. } => windows.window_tokens(),
-            Self::Whole { map, prefix } | Self::Reduced { map, prefix, .. } => {
-                prefix + map[0] * map[1]
-            }
-        }
-    }
-
-    /// Number of keys of a query.
-    pub fn keys(&self) -> usize {
-        match self {
-            Self::Windows(_) | Self::Whole { .. } => self.queries(),
-            Self::Neighbors { windows, prefix } => prefix + windows.keys(),
-            Self::Reduced { map, prefix, ratio } => prefix + (map[0] / ratio) * (map[1] / ratio),
-        }
-    }
-
-    /// The tokens of the map that a key stands for: none of padding and of tokens before the map.
-    pub fn cells(&self, key: Key) -> Vec<usize> {
-        match (key, self) {
-            (Key::Cell(cell), _) => vec![cell],
-            (Key::Square(square), Self::Reduced { map: [_, width], ratio, .. }) => {
-                let across = width / ratio;
-                let [row, column] = [square / across * ratio, square % across * ratio];
-                let cells = (row..row + ratio)
-                    .flat_map(|row| (column..column + ratio).map(move |at| row * width + at));
-                cells.collect()
-            }
-            (Key::Square(_) | Key::Prefix(_) | Key::Padding, _) => Vec::new(),
-        }
-    }
-
-    /// The group of a token of the map, and its number among the group's queries.
-    pub fn query(&self, token: usize) -> [usize; 2] {
-        let in_group = |slot: i32| [slot as usize / self.queries(), slot as usize % self.queries()];
-        match self {
-            Self::Windows(windows) => in_group(windows.token_slot[token]),
-            Self::Neighbors { windows, .. } => in_group(windows.token_slot[token]),
-            Self::Whole { prefix, .. } | Self::Reduced { prefix, .. } => [0, prefix + token],
-        }
-    }
-
-    /// What the keys of a group are.
-    pub fn group_keys(&self, group: usize) -> Vec<Key> {
-        match self {
-            Self::Windows(windows) => {
-                let side = windows.window_tokens();
-                self.keys_of(&windows.slot_token[group * side..][..side]).collect()
-            }
-            Self::Neighbors { windows, prefix } => {
-                let keys = windows.keys();
-                let cells = self.keys_of(&windows.key_token[group * keys..][..keys]);
-                (0..*prefix).map(Key::Prefix).chain(cells).collect()
-            }
-            Self::Whole { map, prefix } => {
-                let cells = (0..map[0] * map[1]).map(Key::Cell);
-                (0..*prefix).map(Key::Prefix).chain(cells).collect()
-            }
-            Self::Reduced { prefix, .. } => {
-                let squares = (0..self.keys() - prefix).map(Key::Square);
-                (0..*prefix).map(Key::Prefix).chain(squares).collect()
-            }
-        }
-    }
-
-    /// Tokens of the map as keys; beyond the last one there is padding.
-    fn keys_of<'a>(&'a self, tokens: &'a [i32]) -> impl Iterator<Item = Key> + 'a {
-        tokens.iter().map(|&token| match token as usize {
-            token if token < self.tokens() => Key::Cell(token),
-            _ => Key::Padding,
-        })
-    }
-
-    /// Whether a query, by its group and its number in that, can attend to each key.
-    pub fn visible(&self, [group, query]: [usize; 2]) -> Vec<bool> {
-        let keys = self.keys();
-        match self {
-            Self::Windows(windows) => match &windows.mask {
-                Some(mask) => {
-                    let row = &mask[(group * keys + query) * keys..][..keys];
-                    row.iter().map(|&added| added == 0.0).collect()
-                }
-                None => vec![true; keys],
-            },
-            Self::Neighbors { windows, prefix } => {
-                let seen = windows.hidden(group, query).iter().map(|hidden| !hidden);
-                std::iter::repeat_n(true, *prefix).chain(seen).collect()
-            }
-            Self::Whole { .. } | Self::Reduced { .. } => vec![true; keys],
-        }
-    }
-
-    /// Whether some keys are padding.
-    pub fn is_padded(&self) -> bool {
-        match self {
-            Self::Windows(windows) => windows.is_padded(),
-            // Beyond the border there are keys that no token sees, or padding.
-            Self::Neighbors { windows, .. } => {
-                windows.key_token.iter().any(|&token| token as usize == windows.tokens())
-            }
-            Self::Whole { .. } | Self::Reduced { .. } => false,
-        }
-    }
+/// A range of an axis.
+fn narrowed(x: Tensor, axis: usize, range: &Range<usize>) -> Tensor {
+    if range.len() == x.shape()[axis] { x } else { x.narrow(axis, range.start, range.len()) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::ops::{Border, Neighbors};
+    use crate::device::Device;
+    use crate::ops::{Border, NeighborMap, Neighbors, WindowMap};
+    use esvit_testing::hashed;
 
-    /// A map of 3 x 3 tokens in windows of 2, padded to 4 x 4 and shifted by 1.
-    #[test]
-    fn windows_are_groups() {
-        let layout = AttentionLayout::Windows(Arc::new(WindowMap::new([3, 3], 2, 1)));
-        assert_eq!((layout.map(), layout.tokens(), layout.keys()), ([3, 3], 9, 4));
-        assert_eq!((layout.window(), layout.is_padded()), (Some([2, 1]), true));
-        // The first window begins at the second row and column.
-        assert_eq!(layout.group_keys(0), [4, 5, 7, 8].map(Key::Cell));
-        assert_eq!(layout.query(8), [0, 3]);
-        // The last one holds the first token, which came around, and padding.
-        let [group, query] = layout.query(0);
-        assert_eq!((group, layout.group_keys(group)[query]), (3, Key::Cell(0)));
-        let visible = layout.visible([group, query]);
-        assert_eq!(visible.iter().filter(|&&visible| visible).count(), 1);
+    /// Two heads of three values each.
+    const HEADS: usize = 2;
+    const WIDTH: usize = 6;
+
+    fn tensor<const D: usize>(stream: u32, shape: [usize; D]) -> Tensor {
+        Tensor::new(hashed(stream, shape.iter().product()), shape, &Device::Cpu)
     }
 
-    /// A map of 3 x 3 tokens in windows of 2 after two other tokens: the last window has one token, and sees
-    /// all four.
-    #[test]
-    fn windows_with_neighbors_are_groups() {
-        let windows = NeighborMap::new([3, 3], 2, Neighbors::All, Border::Closed);
-        let layout = AttentionLayout::Neighbors { windows: Arc::new(windows), prefix: 2 };
-        assert_eq!((layout.map(), layout.tokens(), layout.window()), ([3, 3], 9, Some([2, 0])));
-        assert_eq!((layout.queries(), layout.keys(), layout.is_padded()), (4, 38, true));
-        assert_eq!([layout.query(4), layout.query(8)], [[0, 3], [3, 0]]);
-        let keys = layout.group_keys(3);
-        assert_eq!(
-            keys[..6],
-            [
-                Key::Prefix(0),
-                Key::Prefix(1),
-                Key::Cell(0),
-                Key::Cell(1),
-                Key::Cell(3),
-                Key::Cell(4),
-            ]
-        );
-        let pairs = keys.iter().zip(layout.visible([3, 0]));
-        let visible: Vec<Key> =
-            pairs.filter(|(_, visible)| *visible).map(|(key, _)| *key).collect();
-        let cells = [0, 1, 3, 4, 2, 5, 6, 7, 8].map(Key::Cell);
-        assert_eq!(visible, [&[Key::Prefix(0), Key::Prefix(1)][..], &cells].concat());
+    fn map(layout: AttentionLayout, groups: usize) -> AttentionMap {
+        let (queries, keys) = (layout.queries(), layout.keys());
+        let tokens =
+            [(1, queries), (2, keys)].map(|(stream, count)| tensor(stream, [groups, count, WIDTH]));
+        let bias = tensor(3, [1, HEADS, queries, keys]);
+        AttentionMap::new(layout, tokens, HEADS, 0.7).with_bias(Some(bias))
     }
 
+    /// Two images of two windows in plain loops: products, bias, mask and softmax.
     #[test]
-    fn whole_images_are_one_group() {
-        let layout = AttentionLayout::Whole { map: [2, 3], prefix: 2 };
-        assert_eq!((layout.tokens(), layout.keys(), layout.query(4)), (6, 8, [0, 6]));
-        let keys = layout.group_keys(0);
-        assert_eq!(keys[..3], [Key::Prefix(0), Key::Prefix(1), Key::Cell(0)]);
-        assert_eq!((keys[7], layout.visible([0, 3])), (Key::Cell(5), vec![true; 8]));
-        assert_eq!((layout.window(), layout.is_padded()), (None, false));
-        assert_eq!((layout.queries(), layout.cells(keys[3])), (8, vec![1]));
-        assert!(layout.cells(Key::Prefix(1)).is_empty() && layout.cells(Key::Padding).is_empty());
+    fn weights_by_their_definition() {
+        let windows = Arc::new(WindowMap::new([2, 4], 2, 1));
+        let mask = windows.mask.clone().unwrap();
+        let map = map(AttentionLayout::Windows(windows), 4);
+        let [queries, keys] = [1, 2].map(|stream| tensor(stream, [4, 4, WIDTH]).to_vec::<f32>());
+        let bias = tensor(3, [1, HEADS, 4, 4]).to_vec::<f32>();
+        let found = map.weights();
+        assert_eq!(found.dims(), [4, HEADS, 4, 4]);
+        for (row, weights) in found.to_vec::<f32>().chunks_exact(4).enumerate() {
+            let (group, head, query) = (row / 8, row / 4 % 2, row % 4);
+            let exponentials = [0, 1, 2, 3].map(|key: usize| {
+                let channel = |tokens: &[f32], token: usize, at: usize| {
+                    f64::from(tokens[(group * 4 + token) * WIDTH + 3 * head + at])
+                };
+                let product: f64 =
+                    (0..3).map(|at| channel(&queries, query, at) * channel(&keys, key, at)).sum();
+                let added = bias[(head * 4 + query) * 4 + key];
+                let hidden = mask[((group % 2) * 4 + query) * 4 + key];
+                (0.7 * product + f64::from(added) + f64::from(hidden)).exp()
+            });
+            let sum: f64 = exponentials.iter().sum();
+            for (found, expected) in weights.iter().zip(exponentials) {
+                let difference = f64::from(*found) - expected / sum;
+                assert!(difference.abs() < 1e-6, "{row}: {found}");
+            }
+        }
     }
 
-    /// A map of 5 x 7 tokens after two others, in squares of 2: the last row and column have none.
+    /// Some of the weights are the same bits, with masks by query and by window, too.
     #[test]
-    fn keys_of_a_coarser_map_stand_for_squares() {
-        let layout = AttentionLayout::Reduced { map: [5, 7], prefix: 2, ratio: 2 };
-        assert_eq!((layout.map(), layout.tokens()), ([5, 7], 35));
-        assert_eq!((layout.queries(), layout.keys(), layout.query(4)), (37, 8, [0, 6]));
-        let keys = layout.group_keys(0);
-        assert_eq!(keys[..3], [Key::Prefix(0), Key::Prefix(1), Key::Square(0)]);
-        assert_eq!((keys.len(), keys[7]), (8, Key::Square(5)));
-        assert_eq!(layout.cells(keys[2]), [0, 1, 7, 8]);
-        // The second row of squares, the third column.
-        assert_eq!(layout.cells(keys[7]), [18, 19, 25, 26]);
-        let all: Vec<usize> = keys.iter().flat_map(|&key| layout.cells(key)).collect();
-        assert_eq!(all.len(), 24);
-        assert_eq!(layout.visible([0, 36]), [true; 8]);
-        assert_eq!((layout.window(), layout.is_padded()), (None, false));
+    fn parts_are_those_of_all() {
+        let neighbors = |border| Arc::new(NeighborMap::new([3, 5], 2, Neighbors::All, border));
+        let layouts = [
+            (AttentionLayout::Whole { map: [3, 4], prefix: 1 }, 2),
+            (AttentionLayout::Reduced { map: [4, 4], prefix: 1, ratio: 2 }, 1),
+            (AttentionLayout::Windows(Arc::new(WindowMap::new([4, 6], 2, 1))), 12),
+            (AttentionLayout::Neighbors { windows: neighbors(Border::Closed), prefix: 1 }, 6),
+            (AttentionLayout::Neighbors { windows: neighbors(Border::Sliding), prefix: 0 }, 12),
+        ];
+        for (layout, groups) in layouts {
+            let what = format!("{layout:?}");
+            let map = map(layout, groups);
+            assert_eq!(map.heads(), HEADS);
+            let expected = map.weights().narrow(1, 1, 1).narrow(2, 1, 2).to_vec::<f32>();
+            let found = map.part(1..2, 1..3);
+            assert_eq!(found.dims(), [groups, 1, 2, map.layout.keys()], "{what}");
+            assert_eq!(found.to_vec::<f32>(), expected, "{what}");
+        }
+    }
+
+    /// Two images of 13 tokens with two heads have 52 weights a query. Windows have one slice.
+    #[test]
+    fn slices_hold_few_weights() {
+        let map = map(AttentionLayout::Whole { map: [3, 4], prefix: 1 }, 2);
+        let slices = |heads, most| map.slices(heads, most).collect::<Vec<_>>();
+        assert_eq!(slices(HEADS, 5 * 52), [0..5, 5..10, 10..13]);
+        assert_eq!(slices(1, 5 * 52 + 25), [0..10, 10..13]);
+        assert_eq!(slices(HEADS, 51).len(), 13);
+        assert_eq!(slices(HEADS, 1 << 20), [0..13]);
+        let windows = AttentionLayout::Windows(Arc::new(WindowMap::new([4, 4], 4, 0)));
+        assert_eq!(self::map(windows, 1).slices(HEADS, 1).collect::<Vec<_>>(), [0..16]);
     }
 }

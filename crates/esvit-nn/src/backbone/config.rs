@@ -114,6 +114,11 @@ macro_rules! with_settings {
     };
 }
 
+/// Numbers by stage, such as `2-2-6-2`.
+pub(super) fn dashed(numbers: impl IntoIterator<Item = usize>) -> String {
+    numbers.into_iter().map(|number| number.to_string()).collect::<Vec<_>>().join("-")
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
@@ -193,7 +198,7 @@ impl BackboneConfig {
     }
 
     /// Side in pixels of the smallest images that it takes: a patch, or more where a later stage
-    /// needs it. Of images whose sides are multiples of it, no pixels are cut off.
+    /// needs it. In published shapes, images whose sides are multiples of it lose no pixels.
     pub fn least_side(&self) -> usize {
         match self {
             Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) | Self::Igpt(_) => {

@@ -73,6 +73,40 @@ impl TokenMaps {
         Self { rows, segments: segments.collect() }
     }
 
+    /// The same maps, their masked tokens replaced.
+    #[must_use]
+    pub(super) fn masked(self, mask: Option<&TokenMask>) -> Self {
+        match mask {
+            Some(mask) => Self { rows: mask.apply(self.rows), ..self },
+            None => self,
+        }
+    }
+
+    /// Maps after `prefix` other tokens. Of the tokens `[images, n, C]` of maps of a size, `place` makes
+    /// those before them, `[prefix, C]` for every image, and the map's own.
+    pub(super) fn with_prefix(
+        self,
+        prefix: usize,
+        place: impl Fn(Tensor, [usize; 2]) -> (Option<Tensor>, Tensor),
+    ) -> Self {
+        let width = self.rows.shape()[1];
+        let rows = self.parts().into_iter().zip(&self.segments).map(|(tokens, segment)| {
+            let Segment { images, map, .. } = *segment;
+            let (before, tokens) = place(tokens, map);
+            let all = match before {
+                Some(before) => {
+                    let before = before.reshape([1, prefix, width]).expand([images, prefix, width]);
+                    Tensor::cat(vec![before, tokens], 1)
+                }
+                None => tokens,
+            };
+            all.reshape([images * (prefix + map[0] * map[1]), width])
+        });
+        let rows = joined(rows.collect());
+        let segments = self.segments.into_iter().map(|segment| Segment { prefix, ..segment });
+        Self { rows, segments: segments.collect() }
+    }
+
     /// Some tokens of every image, `[tokens of all images, C]`: their numbers by segment.
     pub(super) fn select(&self, tokens: impl Fn(&Segment) -> Range<usize>) -> Tensor {
         let width = self.rows.shape()[1];
@@ -86,25 +120,20 @@ impl TokenMaps {
 
     /// The tokens of each segment, `[images, tokens, C]`.
     pub(super) fn parts(&self) -> Vec<Tensor> {
-        parts(&self.rows, &self.segments)
-    }
-}
-
-/// Rows `[tokens of all images, C]` as the tokens of each segment, `[images, tokens, C]`.
-pub(super) fn parts(rows: &Tensor, segments: &[Segment]) -> Vec<Tensor> {
-    let width = rows.shape()[1];
-    let mut start = 0;
-    let part = |segment: &Segment| {
-        let count = segment.images * segment.tokens();
-        // In a pass over shapes, all rows are those of any number of images.
-        let own = match segments.len() {
-            1 => rows.clone(),
-            _ => rows.clone().narrow(0, start, count),
+        let Self { rows, segments } = self;
+        let (width, mut start) = (rows.shape()[1], 0);
+        let part = |segment: &Segment| {
+            let count = segment.images * segment.tokens();
+            // In a pass over shapes, all rows are those of any number of images.
+            let own = match segments.len() {
+                1 => rows.clone(),
+                _ => rows.clone().narrow(0, start, count),
+            };
+            start += count;
+            own.reshape([segment.images, segment.tokens(), width])
         };
-        start += count;
-        own.reshape([segment.images, segment.tokens(), width])
-    };
-    segments.iter().map(part).collect()
+        segments.iter().map(part).collect()
+    }
 }
 
 /// Rows `[rows, C]` of segments, one after another.
@@ -146,6 +175,17 @@ impl RowFeatures {
     pub fn new(view: Tensor, maps: TokenMaps) -> Self {
         let TokenMaps { rows, segments } = maps.without_prefix();
         Self { view, region: rows, segments }
+    }
+
+    /// Height and width of the map in each view, of views of `batch` images.
+    pub fn maps_per_view(&self, batch: usize) -> Vec<[usize; 2]> {
+        let of = |segment: &Segment| std::iter::repeat_n(segment.map, segment.images / batch);
+        self.segments.iter().flat_map(of).collect()
+    }
+
+    /// Tokens of an image in each view, of views of `batch` images.
+    pub fn tokens_per_view(&self, batch: usize) -> Vec<usize> {
+        self.maps_per_view(batch).into_iter().map(|[height, width]| height * width).collect()
     }
 
     /// The features of images that all have one size.

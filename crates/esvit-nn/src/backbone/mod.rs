@@ -3,12 +3,14 @@
 //! A family is a folder here with its configuration and its network, a row in `config.rs`, and its
 //! named shapes in [`crate::zoo`].
 
+mod attention_layout;
 mod attention_map;
 mod config;
 pub mod cvt;
 mod drop_path;
 pub mod igpt;
 mod maps;
+mod multi_stage;
 pub mod pvt;
 pub mod resnet;
 pub mod swin;
@@ -22,9 +24,13 @@ use crate::forward_ctx::ForwardCtx;
 use crate::params::Params;
 use crate::tensor::Tensor;
 
-pub use attention_map::{AttentionLayout, AttentionMap, Key};
+pub use attention_layout::{AttentionLayout, Key};
+pub use attention_map::AttentionMap;
 pub use config::{BackboneConfig, Family};
 pub use maps::{Features, Input, RowFeatures, TokenMaps, TokenMask};
+
+/// Channels of an image.
+const CHANNELS: usize = 3;
 
 /// A stage: blocks whose maps have one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

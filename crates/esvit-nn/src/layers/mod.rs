@@ -3,6 +3,7 @@
 mod batch_norm;
 mod conv;
 
+use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::ops::{self, Activation, LinearValues, NormValues};
 use crate::params::{Init, ParamId, Params, Scope};
@@ -87,6 +88,11 @@ impl LayerNorm {
     pub fn forward(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
         let NormValues { gamma, beta, eps } = self.values(params);
         ops::layer_norm(x, gamma, beta, eps, ctx.precision)
+    }
+
+    /// The same of the tokens of maps.
+    pub fn forward_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        TokenMaps { rows: self.forward(params, maps.rows, ctx), ..maps }
     }
 
     /// Its parameters, for a fused operation that contains the layer.

@@ -68,52 +68,6 @@ pub fn plain_attention_branch(
     apply(operation, [x, gamma, beta, qkv.weight, qkv.bias, proj.weight, proj.bias])
 }
 
-/// The attention weights of [`attention_branch`] for images of one size, `[B * windows, heads,
-/// window^2, window^2]`, windows row-major within an image. `qkv [B, H * W, 3 C]` is the layer's
-/// output *without* `bias [3 C]`.
-pub fn window_attention_weights(
-    qkv: Tensor,
-    bias: Tensor,
-    table: Tensor,
-    windows: &WindowMap,
-) -> Tensor {
-    let ([batch, _, width], heads) = (qkv.dims(), table.shape()[1]);
-    let (device, side) = (qkv.device(), windows.window_tokens());
-    let [count, head_dim] = [windows.windows(), width / 3 / heads];
-    let qkv = if windows.is_padded() {
-        Tensor::cat(vec![qkv, Tensor::zeros([batch, 1, width], &device)], 1)
-    } else {
-        qkv
-    };
-    let qkv = (qkv.index_select(1, windows.slot_token.clone()) + bias)
-        .reshape([batch * count, side, 3, heads, head_dim])
-        .permute(&[2, 0, 3, 1, 4]);
-    let [queries, keys] = [0, 1]
-        .map(|part| qkv.clone().narrow(0, part, 1).reshape([batch * count, heads, side, head_dim]));
-    let scale = (head_dim as f64).powf(-0.5);
-    let position = table.index_select(0, windows.bias_row.clone());
-    let position = position.reshape([1, side, side, heads]).permute(&[0, 3, 1, 2]);
-    let mut logits = (queries * scale).matmul(keys.transpose()) + position;
-    if let Some(mask) = &windows.mask {
-        let mask = Tensor::new(mask.clone(), [1, count, 1, side, side], &device);
-        let by_image = logits.reshape([batch, count, heads, side, side]) + mask;
-        logits = by_image.reshape([batch * count, heads, side, side]);
-    }
-    logits.softmax(3)
-}
-
-/// The attention weights of [`plain_attention_branch`] for images of `tokens` each, `[B, heads, tokens,
-/// tokens]`. `qkv [B * tokens, 3 C]` is the layer's output.
-pub fn plain_attention_weights(qkv: Tensor, tokens: usize, heads: usize) -> Tensor {
-    let [rows, width] = qkv.dims();
-    let (batch, head_dim) = (rows / tokens, width / 3 / heads);
-    let qkv = qkv.reshape([batch, tokens, 3, heads, head_dim]).permute(&[2, 0, 3, 1, 4]);
-    let [queries, keys] =
-        [0, 1].map(|part| qkv.clone().narrow(0, part, 1).reshape([batch, heads, tokens, head_dim]));
-    let scale = (head_dim as f64).powf(-0.5);
-    (queries * scale).matmul(keys.transpose()).softmax(3)
-}
-
 #[derive(Debug)]
 struct AttentionBranch {
     /// Number of tokens of every image.

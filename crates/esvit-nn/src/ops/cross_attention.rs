@@ -33,31 +33,8 @@ pub fn causal_attention(
     apply(Attention { images, heads, precision, is_causal: true }, [q, kv])
 }
 
-/// The attention weights of [`cross_attention()`] for images of so many `queries` and `keys` each,
-/// `[B, heads, queries, keys]`.
-pub fn cross_attention_weights(q: Tensor, kv: Tensor, size: [usize; 2], heads: usize) -> Tensor {
-    logits(q, kv, size, heads).softmax(3)
-}
-
-/// The attention weights of [`causal_attention()`] for images of so many `tokens` each,
-/// `[B, heads, tokens, tokens]`.
-pub fn causal_attention_weights(q: Tensor, kv: Tensor, tokens: usize, heads: usize) -> Tensor {
-    let hidden = Tensor::new(hidden_keys(tokens), [1, 1, tokens, tokens], &q.device());
-    (logits(q, kv, [tokens; 2], heads) + hidden).softmax(3)
-}
-
-/// `Q K^T / sqrt(d)`, `[B, heads, queries, keys]`.
-fn logits(q: Tensor, kv: Tensor, [queries, keys]: [usize; 2], heads: usize) -> Tensor {
-    let [rows, width] = q.dims();
-    let (batch, depth) = (rows / queries, width / heads);
-    let q = q.reshape([batch, queries, heads, depth]).swap_dims(1, 2);
-    let kv = kv.reshape([batch, keys, 2, heads, depth]).narrow(2, 0, 1);
-    let k = kv.reshape([batch, keys, heads, depth]).permute(&[0, 2, 3, 1]);
-    (q * (depth as f64).powf(-0.5)).matmul(k)
-}
-
 /// What is added to the logits of `[tokens, tokens]` so that none sees a later one.
-fn hidden_keys(tokens: usize) -> Vec<f32> {
+pub(crate) fn later_keys(tokens: usize) -> Vec<f32> {
     let pairs = (0..tokens).flat_map(|query| (0..tokens).map(move |key| (query, key)));
     pairs.map(|(query, key)| if key > query { HIDDEN } else { 0.0 }).collect()
 }
@@ -115,7 +92,7 @@ impl Operation for Attention {
         let mut logits = nodes.node("MatMul", &[&q, &k], &[]);
         if self.is_causal {
             let (name, size) = (format!("later_than_{keys}"), [keys; 2]);
-            let hidden = nodes.constant(&name, &size, &hidden_keys(keys));
+            let hidden = nodes.constant(&name, &size, &later_keys(keys));
             logits = nodes.node("Add", &[&logits, &hidden], &[]);
         }
         let weights = nodes.softmax(&logits);

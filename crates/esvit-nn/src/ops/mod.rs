@@ -5,6 +5,7 @@
 //! backbones without kernels of their own and as references in tests.
 
 mod attention;
+mod auto_choice;
 mod batch_norm;
 mod colors;
 mod contrast;
@@ -12,6 +13,7 @@ mod convolution;
 mod cpu;
 mod cross_attention;
 mod depthwise;
+mod distance;
 mod gathered_attention;
 mod images;
 mod linear;
@@ -29,20 +31,18 @@ mod rotary;
 mod swiglu;
 mod window;
 
-pub use attention::{
-    AttentionValues, attention_branch, plain_attention_branch, plain_attention_weights,
-    window_attention_weights,
-};
+pub use attention::{AttentionValues, attention_branch, plain_attention_branch};
+pub use auto_choice::{AUTO_CHOICES, AutoChoice};
 pub use batch_norm::{
     BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
 };
 pub use colors::{embed_colors, nearest_colors};
 pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
-pub use cross_attention::{
-    causal_attention, causal_attention_weights, cross_attention, cross_attention_weights,
-};
+pub(crate) use cross_attention::later_keys;
+pub use cross_attention::{causal_attention, cross_attention};
 pub use depthwise::depthwise;
+pub use distance::paired_distance;
 pub use gathered_attention::{
     AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,
 };

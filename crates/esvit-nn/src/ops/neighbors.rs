@@ -2,10 +2,10 @@
 //!
 //! Source: Zhang et al., "Multi-Scale Vision Longformer" (ICCV 2021), the sliding chunk.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::{AttentionGroups, GroupTable, ImageRows, WindowMap};
+use crate::memo::Memo;
 
 /// Added to the attention logit of a key that a query cannot see. Finite, so that a query which sees
 /// nothing has weights, too: those of padding are dropped later.
@@ -255,9 +255,9 @@ type Sizes = ([usize; 2], usize, Neighbors, Border);
 /// The tables of every map size used so far.
 #[derive(Debug, Default)]
 pub struct NeighborMaps {
-    made: Mutex<HashMap<Sizes, Arc<NeighborMap>>>,
+    made: Memo<Sizes, NeighborMap>,
     /// By the number of tokens before the map, too.
-    groups: Mutex<HashMap<(Sizes, usize), Arc<AttentionGroups>>>,
+    groups: Memo<(Sizes, usize), AttentionGroups>,
 }
 
 impl NeighborMaps {
@@ -269,11 +269,8 @@ impl NeighborMaps {
         neighbors: Neighbors,
         border: Border,
     ) -> Arc<NeighborMap> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let tables = made
-            .entry((map, window, neighbors, border))
-            .or_insert_with(|| Arc::new(NeighborMap::new(map, window, neighbors, border)));
-        tables.clone()
+        let sizes = (map, window, neighbors, border);
+        self.made.get(sizes, || NeighborMap::new(map, window, neighbors, border))
     }
 
     /// [`NeighborMap::groups`] of this map, made on first use.
@@ -285,11 +282,8 @@ impl NeighborMaps {
         border: Border,
         prefix: usize,
     ) -> Arc<AttentionGroups> {
-        let mut made = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let groups = made
-            .entry(((map, window, neighbors, border), prefix))
-            .or_insert_with(|| Arc::new(self.get(map, window, neighbors, border).groups(prefix)));
-        groups.clone()
+        let sizes = (map, window, neighbors, border);
+        self.groups.get((sizes, prefix), || self.get(map, window, neighbors, border).groups(prefix))
     }
 }
 

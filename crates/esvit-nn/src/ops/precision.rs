@@ -7,8 +7,8 @@ use esvit_kernels::element::{Bf16, rounded, widened};
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
-use super::Packing;
 use super::cpu::{made, values, values_mut};
+use super::{AutoChoice, Packing};
 use crate::tape::Saved;
 use crate::tensor::{Shape, Tensor};
 
@@ -22,18 +22,24 @@ pub enum Precision {
     F32,
     /// bfloat16, accumulated in f32.
     Bf16,
+    /// 32 bits, multiplied as three products of bf16, accumulated in f32: as exact as f32 but for some
+    /// 2^-15. Where no hardware multiplies bf16, this is f32.
+    Bf16x3,
 }
 
 impl Precision {
-    /// bf16 where the CPU multiplies it in hardware, else f32.
+    /// All precisions.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Bf16x3];
+
+    /// What was measured to be faster on processors like this one: see [`AutoChoice`].
     pub fn auto() -> Self {
-        if isa::has_bf16() { Self::Bf16 } else { Self::F32 }
+        AutoChoice::here().precision
     }
 
     /// Keeps rows for the backward pass.
     pub(super) fn save(self, x: Tensor) -> SavedRows {
         match self {
-            Self::F32 => SavedRows::F32(x),
+            Self::F32 | Self::Bf16x3 => SavedRows::F32(x),
             Self::Bf16 => SavedRows::Bf16(rounded(values(&x)), x.shape()),
         }
     }
@@ -43,7 +49,22 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Bf16x3 => "bf16x3",
         }
+    }
+
+    /// Bytes of a GEMM operand or a saved activation.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16x3 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// What is to be said of it on this machine.
+    pub fn remark(self) -> Option<&'static str> {
+        let is_other = self == Self::Bf16x3 && !isa::has_bf16();
+        is_other.then_some("`bf16x3` is computed as f32: nothing here multiplies bf16 in hardware")
     }
 }
 
@@ -121,6 +142,10 @@ macro_rules! with_element {
             }
             $crate::ops::Precision::Bf16 => {
                 type $element = esvit_kernels::element::Bf16;
+                $call
+            }
+            $crate::ops::Precision::Bf16x3 => {
+                type $element = esvit_kernels::element::Bf16x3;
                 $call
             }
         }

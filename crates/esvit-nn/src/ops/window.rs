@@ -2,8 +2,9 @@
 //!
 //! Padding, rolling and partitioning are one gather by these tables, forward and backward.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use crate::memo::Memo;
 
 /// Added to the attention logit of two tokens that only the cyclic shift makes neighbors.
 const MASKED: f32 = -100.0;
@@ -112,17 +113,13 @@ type MapSizes = ([usize; 2], usize, usize);
 /// The tables of every map size used so far.
 #[derive(Debug, Default)]
 pub struct WindowMaps {
-    made: Mutex<HashMap<MapSizes, Arc<WindowMap>>>,
+    made: Memo<MapSizes, WindowMap>,
 }
 
 impl WindowMaps {
     /// The tables of this map, made on first use.
     pub fn get(&self, map: [usize; 2], window: usize, shift: usize) -> Arc<WindowMap> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let tables = made
-            .entry((map, window, shift))
-            .or_insert_with(|| Arc::new(WindowMap::new(map, window, shift)));
-        tables.clone()
+        self.made.get((map, window, shift), || WindowMap::new(map, window, shift))
     }
 }
 

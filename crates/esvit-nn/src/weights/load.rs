@@ -7,6 +7,7 @@ use crate::device::Device;
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::location::{self, Location};
+use super::method;
 use super::naming::{self, Naming};
 use super::recognize::{self, Known, networks};
 use super::{NOT_FINITE, NOT_READ, WeightsError, resize};
@@ -125,12 +126,22 @@ impl<'a> StoredNetwork<'a> {
         let is_in = |name: &str, start: &str| {
             name.strip_prefix(start).is_some_and(|name| !is_classifier(name))
         };
+        let elsewhere = || {
+            let (group, start) = method::head_start(&self.location, part)?;
+            self.in_group(&group).find(|tensor| is_in(&tensor.name, &start))
+        };
         self.tensors().any(|tensor| starts.iter().any(|start| is_in(&tensor.name, start)))
+            || elsewhere().is_some()
     }
 
     /// The tensors of its dictionary.
-    fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.file.tensors().iter().filter(|tensor| tensor.group == self.location.group)
+    fn tensors(&self) -> impl Iterator<Item = &'a TensorInfo> {
+        self.in_group(&self.location.group)
+    }
+
+    /// The tensors of a dictionary.
+    fn in_group(&self, group: &str) -> impl Iterator<Item = &'a TensorInfo> {
+        self.file.tensors().iter().filter(move |tensor| tensor.group == group)
     }
 
     /// Values of all of `specs`. Relative position biases are resized to the network's windows;
@@ -152,7 +163,7 @@ impl<'a> StoredNetwork<'a> {
         for spec in specs.iter() {
             let instead = if spec.part.is_backbone() { None } else { other(spec) };
             if let Some(values) = instead {
-                used.extend(self.names(spec));
+                used.extend(self.names(spec).1);
                 found.push(values);
                 continue;
             }
@@ -166,6 +177,7 @@ impl<'a> StoredNetwork<'a> {
             }
         }
         differences.extend(self.rest(&used, &mut report));
+        differences.extend(self.check_copy(&mut report)?);
         if !differences.is_empty() {
             return Err(self.mismatch(differences));
         }
@@ -185,16 +197,16 @@ impl<'a> StoredNetwork<'a> {
 
     /// Whether the file has a parameter of a head in its shape.
     pub fn has_shape(&self, spec: &ParamSpec) -> bool {
-        self.names(spec).iter().all(|name| {
-            let found = self.file.find(&self.location.group, name);
+        let (group, names) = self.names(spec);
+        names.iter().all(|name| {
+            let found = self.file.find(&group, name);
             found.is_some_and(|tensor| tensor.shape == spec.shape)
         })
     }
 
     /// The line about a parameter that the file lacks.
     fn missing(&self, spec: &ParamSpec) -> String {
-        let names = self.names(spec);
-        let group = &self.location.group;
+        let (group, names) = self.names(spec);
         let path = |name: &String| match group.as_str() {
             "" => name.clone(),
             group => format!("{group}/{name}"),
@@ -213,8 +225,31 @@ impl<'a> StoredNetwork<'a> {
         WeightsError::Mismatch { path: self.file.path().into(), differences }
     }
 
-    /// Names of the tensors in the file that hold a parameter.
-    fn names(&self, spec: &ParamSpec) -> Vec<String> {
+    /// The dictionary and the names of the tensors in the file that hold a parameter.
+    fn names(&self, spec: &ParamSpec) -> (String, Vec<String>) {
+        let usual = self.usual_names(spec);
+        if spec.part.is_backbone() || usual.iter().all(|name| self.has_name(name)) {
+            return (self.location.group.clone(), usual);
+        }
+        // Where the head is at neither place, the usual name is the one that is missing.
+        let part = spec.name.split('.').next().unwrap_or_default();
+        let is_there = |start: &(String, String)| {
+            self.in_group(&start.0).any(|tensor| tensor.name.starts_with(&start.1))
+        };
+        let start = method::head_start(&self.location, part).filter(is_there);
+        match start.and_then(|_| method::head_name(&self.location, &spec.name)) {
+            Some((group, name)) => (group, vec![name]),
+            None => (self.location.group.clone(), usual),
+        }
+    }
+
+    /// Whether its dictionary has a tensor of this name.
+    fn has_name(&self, name: &str) -> bool {
+        self.file.find(&self.location.group, name).is_some()
+    }
+
+    /// The names of a parameter within its network, or of a head's above it.
+    fn usual_names(&self, spec: &ParamSpec) -> Vec<String> {
         let official = spec.name.as_str();
         let prefix = &self.location.prefix;
         let names = self.location.names(official);
@@ -226,7 +261,7 @@ impl<'a> StoredNetwork<'a> {
             let names = [Some(official), new.as_deref()].into_iter().flatten();
             names.map(move |name| format!("{prefix}{name}"))
         });
-        let exists = |name: &String| self.file.find(&self.location.group, name).is_some();
+        let exists = |name: &String| self.has_name(name);
         if spec.part.is_backbone()
             && !names.iter().all(exists)
             && let Some(rest) = official.strip_prefix("norm.")
@@ -248,8 +283,8 @@ impl<'a> StoredNetwork<'a> {
         used: &mut HashSet<String>,
         report: &mut Report,
     ) -> Result<Option<Vec<f32>>, WeightsError> {
-        let names = self.names(spec);
-        let found = names.iter().map(|name| self.file.find(&self.location.group, name));
+        let (group, names) = self.names(spec);
+        let found = names.iter().map(|name| self.file.find(&group, name));
         let Some(tensors) = found.collect::<Option<Vec<_>>>() else { return Ok(None) };
         used.extend(names.iter().cloned());
         let shown = names.join("`, `");
@@ -324,6 +359,36 @@ impl<'a> StoredNetwork<'a> {
         }
         report.left_out.entry(reason::SECOND_NAME).or_default().push(tensor.name.clone());
         Ok(())
+    }
+
+    /// Checks that a backbone which the file has under a second prefix, too, has the same values there;
+    /// returns a line for each that differs.
+    fn check_copy(&self, report: &mut Report) -> Result<Vec<String>, WeightsError> {
+        let Some(copy) = method::copy_prefix(&self.location) else { return Ok(Vec::new()) };
+        let mut differences = Vec::new();
+        for tensor in self.tensors() {
+            let Some(rest) = tensor.name.strip_prefix(&copy) else { continue };
+            if rest.ends_with("num_batches_tracked") {
+                report.left_out.entry(reason::DERIVED).or_default().push(tensor.name.clone());
+                continue;
+            }
+            let is_same = match self.location.find(self.file, rest) {
+                Some(own) => {
+                    own.shape == tensor.shape
+                        && self.file.read_f32(own)? == self.file.read_f32(tensor)?
+                }
+                None => false,
+            };
+            if is_same {
+                report.left_out.entry(reason::SECOND_NAME).or_default().push(tensor.name.clone());
+            } else {
+                let own = &self.location.prefix;
+                let line =
+                    format!("`{}` differs from `{own}{rest}`, of which it is a copy", tensor.name);
+                differences.push(line);
+            }
+        }
+        Ok(differences)
     }
 
     /// Adds unused tensors to the report; returns those that there is no reason to ignore.

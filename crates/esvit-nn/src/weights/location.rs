@@ -2,6 +2,7 @@
 
 use esvit_weights::{TensorInfo, WeightsFile};
 
+use super::method::{Member, Method};
 use super::naming::Naming;
 use crate::backbone::Family;
 
@@ -16,6 +17,10 @@ pub struct Location {
     pub group: String,
     /// Prefix of all names.
     pub prefix: String,
+    /// The self-supervised method that trained it, if names of a program tell.
+    pub method: Option<Method>,
+    /// Its place among the networks that the method trains.
+    pub(super) member: Option<Member>,
     /// The network's name among those of its file.
     name: String,
 }
@@ -33,7 +38,8 @@ impl Location {
     /// The only network of a file.
     pub(super) fn new(family: Family, naming: Naming, group: &str, prefix: &str) -> Self {
         let (group, prefix) = (group.to_owned(), prefix.to_owned());
-        let mut location = Self { family, naming, group, prefix, name: String::new() };
+        let (method, member, name) = (None, None, String::new());
+        let mut location = Self { family, naming, group, prefix, method, member, name };
         location.name = location.parts().first().copied().unwrap_or_default().to_owned();
         location
     }
@@ -78,6 +84,21 @@ impl Location {
         }
     }
 
+    /// The part that it has in training, by its name or by what the method's program calls its two
+    /// networks.
+    pub fn training_role(&self) -> Option<NetworkRole> {
+        let of_method = |member: Member| match member.is_momentum {
+            true => NetworkRole::Teacher,
+            false => NetworkRole::Student,
+        };
+        self.role().or_else(|| self.member.filter(Member::is_one_of_two).map(of_method))
+    }
+
+    /// Whether it is the one that the evaluation of its method takes, of those that the method trains.
+    fn is_evaluated(&self) -> bool {
+        self.member.is_some_and(|member| !member.is_momentum)
+    }
+
     fn parts(&self) -> Vec<&str> {
         parts(&self.group).chain(parts(&self.prefix)).collect()
     }
@@ -120,15 +141,16 @@ pub(super) fn name(networks: &mut [Location]) {
 }
 
 /// The networks that `key` may mean, by its name, its path or any parts of that which follow each
-/// other; without a key the teacher, or else all.
+/// other; without a key the teacher, or else the one that the evaluation of its method takes, or else
+/// all.
 pub(super) fn chosen<'a>(networks: &'a [Location], key: Option<&str>) -> Vec<&'a Location> {
     let those = |is_meant: &dyn Fn(&Location) -> bool| -> Vec<&'a Location> {
         networks.iter().filter(|at| is_meant(at)).collect()
     };
     let teacher = |at: &Location| at.role() == Some(NetworkRole::Teacher);
     let Some(key) = key else {
-        let teachers = those(&teacher);
-        return if teachers.is_empty() { those(&|_| true) } else { teachers };
+        let ways: [&dyn Fn(&Location) -> bool; 3] = [&teacher, &Location::is_evaluated, &|_| true];
+        return ways.into_iter().map(those).find(|found| !found.is_empty()).unwrap_or_default();
     };
     let wanted: Vec<&str> = parts(key).collect();
     let has = |at: &Location| {

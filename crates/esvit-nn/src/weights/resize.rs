@@ -1,6 +1,6 @@
 //! Resizes tables of positions to other windows and maps.
 
-use crate::{bicubic, bilinear, interpolation};
+use crate::{bicubic, bilinear};
 
 /// Resizes a table `[positions, heads]` to `rows` positions: each head is an image with sides of
 /// `2 * window - 1`, interpolated bicubically with `align_corners=False`, as in the official code.
@@ -40,9 +40,7 @@ pub(super) fn positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<
 
 /// The same by bilinear interpolation, as a pyramid vision transformer does.
 pub(super) fn bilinear_positions(table: &[f32], width: usize, rows: usize) -> Option<Vec<f32>> {
-    separable(table, width, rows, |old, new, position| {
-        interpolation::row(old, bilinear::taps(old, new, position))
-    })
+    separable(table, width, rows, bilinear::axis)
 }
 
 /// Resizes positions along one axis, `[from, width]`, to `to` by bicubic interpolation, as a vision
@@ -50,8 +48,7 @@ pub(super) fn bilinear_positions(table: &[f32], width: usize, rows: usize) -> Op
 pub(super) fn axis_positions(table: &[f32], width: usize, to: usize) -> Option<Vec<f32>> {
     let from = table.len().checked_div(width).filter(|&from| from > 0)?;
     let mut resized = Vec::with_capacity(to * width);
-    for at in 0..to {
-        let weights = interpolation::row(from, bicubic::taps(from, to as f64, at));
+    for weights in bicubic::axis(from, to, to as f64) {
         resized.extend((0..width).map(|channel| {
             let values = table[channel..].iter().step_by(width);
             values.zip(&weights).map(|(value, weight)| f64::from(*value) * weight).sum::<f64>()
@@ -61,13 +58,13 @@ pub(super) fn axis_positions(table: &[f32], width: usize, to: usize) -> Option<V
     Some(resized)
 }
 
-/// Interpolates a square map along both axes: `weights(old, new, position)` are those of all old
-/// positions of an axis in a new one.
+/// Interpolates a square map along both axes: `axis(old, new)` are the weights of all old positions in each
+/// new one.
 fn separable(
     table: &[f32],
     width: usize,
     rows: usize,
-    weights: impl Fn(usize, usize, usize) -> Vec<f64>,
+    axis: impl Fn(usize, usize) -> Vec<Vec<f64>>,
 ) -> Option<Vec<f32>> {
     let old_rows = table.len().checked_div(width)?;
     let side = |tokens: usize| Some(tokens.isqrt()).filter(|side| side * side == tokens);
@@ -79,7 +76,7 @@ fn separable(
     };
     let (prefix, old, new) = (0..=2).find_map(sides)?;
     let (kept, map) = table.split_at(prefix * width);
-    let weights: Vec<Vec<f64>> = (0..new).map(|position| weights(old, new, position)).collect();
+    let weights = axis(old, new);
     let mut resized = kept.to_vec();
     for down in &weights {
         for across in &weights {

@@ -246,8 +246,8 @@ fn features_and_attention_of_every_block() {
     let layouts = [([5, 8], 3, 6), ([5, 8], 3, 6), ([3, 4], 3, 2)];
     assert_eq!(seen.len(), layouts.len());
     for ((block, found), (map, window, count)) in seen.into_iter().zip(layouts) {
-        let AttentionMap { weights, layout } = found;
-        let AttentionLayout::Windows(windows) = layout else { panic!("windows") };
+        let weights = found.weights();
+        let AttentionLayout::Windows(windows) = found.layout else { panic!("windows") };
         assert_eq!((windows.map, windows.window, windows.windows()), (map, window, count));
         let [_, expected] = [&first, &second, &third][block].clone();
         let [batch, count, heads, n, _] = expected.dims();
@@ -255,7 +255,7 @@ fn features_and_attention_of_every_block() {
         let expected = expected.to_dtype(Dtype::F32).to_vec::<f32>();
         assert_alike(&format!("weights of {block}"), &weights.to_vec::<f32>(), &expected, 1e-5);
         let alone = cvt.block_attention(&params, input(), block).unwrap().unwrap();
-        assert_eq!(alone.weights.to_vec::<f32>(), weights.to_vec::<f32>());
+        assert_eq!(alone.weights().to_vec::<f32>(), weights.to_vec::<f32>());
     }
     assert!(cvt.block_attention(&params, input(), 3).unwrap().is_none());
 }

@@ -241,9 +241,10 @@ fn attention_of_blocks() {
         let (igpt, params) = network(config(variant));
         let input = images(1000, [2, 3, 8, 8]);
         let map = igpt.block_attention(&params, input, 1).unwrap().unwrap();
-        assert_eq!(map.weights.dims(), [2, 2, 16, 16]);
+        let weights = map.weights();
+        assert_eq!(weights.dims(), [2, 2, 16, 16]);
         assert!(matches!(map.layout, AttentionLayout::Whole { map: [4, 4], prefix: 0 }));
-        let weights = map.weights.to_vec::<f32>();
+        let weights = weights.to_vec::<f32>();
         for (row, weights) in weights.chunks_exact(16).enumerate() {
             let seen = if variant == Variant::Bert { 16 } else { row % 16 + 1 };
             assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);

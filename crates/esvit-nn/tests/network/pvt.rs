@@ -54,13 +54,13 @@ fn attention_to_reduced_maps() {
     let (pvt, params) = network();
     let mut found = Vec::new();
     let input = images(1000, [2, 3, 32, 40]);
-    let observe = &mut |block, map| found.push((block, map));
+    let observe = &mut |block, map: AttentionMap| found.push((block, map));
     pvt.attention(&params, input.clone(), 0..4, observe).unwrap();
     let expected = [([8, 10], 1, 4), ([4, 5], 2, 4), ([4, 5], 2, 4), ([2, 2], 2, 5)];
     assert_eq!(found.len(), 4);
     for ((at, (block, map)), (size, heads, keys)) in found.iter().enumerate().zip(expected) {
         assert_eq!(at, *block);
-        let AttentionMap { weights, layout } = map;
+        let (weights, layout) = (map.weights(), &map.layout);
         assert_eq!(layout.map(), size);
         assert_eq!(weights.dims(), [2, heads, layout.queries(), keys]);
         assert_eq!((layout.keys(), layout.group_keys(0).len()), (keys, keys));
@@ -71,7 +71,7 @@ fn attention_to_reduced_maps() {
     let AttentionLayout::Reduced { ratio: 2, .. } = found[2].1.layout else { panic!("{found:?}") };
     assert_eq!(found[3].1.layout.group_keys(0)[0], Key::Prefix(0));
     let one = pvt.block_attention(&params, input, 2).unwrap().unwrap();
-    assert_eq!(one.weights.to_vec::<f32>(), found[2].1.weights.to_vec::<f32>());
+    assert_eq!(one.weights().to_vec::<f32>(), found[2].1.weights().to_vec::<f32>());
 }
 
 /// The first block written out: norms with two `eps`, attention to a map of squares, and an MLP.
@@ -97,15 +97,20 @@ fn the_first_block_as_written_out() {
     let squares = composed::linear(squares, named.linear("block1.0.attn.sr", 64), Activation::None);
     let squares = composed::layer_norm(squares, norm("block1.0.attn.norm", 1e-5));
     let kv = composed::linear(squares, named.linear("block1.0.attn.kv", 4), Activation::None);
+    let [queries, keys] = [(&q, 64), (&kv, 4)]
+        .map(|(rows, count)| rows.clone().narrow(1, 0, 4).reshape([2, count, 4]));
+    let weights = (queries * 0.5).matmul(keys.transpose()).softmax(2).to_vec::<f32>();
     let context = composed::cross_attention(q, kv, &[[64, 4]; 2], 1);
     let branch = composed::linear(context, named.linear("block1.0.attn.proj", 4), Activation::None);
     let x = x + branch;
     let layers = [named.linear("block1.0.mlp.fc1", 4), named.linear("block1.0.mlp.fc2", 8)];
     let (segments, norm2) = ([Segment::new(2, [8, 8])], norm("block1.0.norm2", 1e-2));
     let x = composed::mlp_branch(x, &segments, norm2, layers, Activation::Gelu, None);
-    let found = pvt.stage_features(&params, input, 0, &ForwardCtx::eval()).unwrap();
+    let found = pvt.stage_features(&params, input.clone(), 0, &ForwardCtx::eval()).unwrap();
     let found = found.region.to_vec::<f32>();
     assert_alike("block", &found, &x.to_vec::<f32>(), 1e-4);
+    let found = pvt.block_attention(&params, input, 0).unwrap().unwrap();
+    assert_alike("weights", &found.weights().to_vec::<f32>(), &weights, 1e-4);
 }
 
 /// An image whose branches stochastic depth drops passes through a block as it is, no other does.

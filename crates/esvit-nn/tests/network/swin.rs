@@ -240,8 +240,8 @@ fn attention_of_every_block() {
         AttentionLayout::Windows(windows) => windows,
         other => panic!("{other:?}"),
     };
-    let mut observe = |block, AttentionMap { weights, layout }: AttentionMap| {
-        let windows = windows_of(layout);
+    let mut observe = |block, map: AttentionMap| {
+        let (weights, windows) = (map.weights(), windows_of(map.layout));
         assert_eq!(weights.shape()[0], 2 * windows.windows());
         let side = windows.window_tokens();
         assert!(
@@ -251,7 +251,7 @@ fn attention_of_every_block() {
                 .all(|row| { (row.iter().sum::<f32>() - 1.0).abs() < 1e-5 })
         );
         let alone = swin.block_attention(&params, input.clone(), block).unwrap().unwrap();
-        assert_eq!(alone.weights.to_vec::<f32>(), weights.to_vec::<f32>());
+        assert_eq!(alone.weights().to_vec::<f32>(), weights.to_vec::<f32>());
         seen.push((block, windows.map, windows.window, windows.shift, weights.shape()[1]));
     };
     swin.attention(&params, input.clone(), 0..9, &mut observe).unwrap();
@@ -264,9 +264,8 @@ fn attention_of_every_block() {
     // The first block by its weights: x + proj(weights values).
     let named = Named(&params);
     let first = by_hand(&params, std::slice::from_ref(&input), &ForwardCtx::eval(), None);
-    let found = swin.block_attention(&params, input.clone(), 0).unwrap();
-    let AttentionMap { weights, layout } = found.unwrap();
-    let windows = windows_of(layout);
+    let found = swin.block_attention(&params, input.clone(), 0).unwrap().unwrap();
+    let (weights, windows) = (found.weights(), windows_of(found.layout));
     let patches = composed::patchify(input, 2);
     let x = composed::linear(patches, named.linear("patch_embed.proj", 12), Activation::None);
     let norm = |x: Tensor, name: &str| composed::layer_norm(x, named.norm(name));

@@ -277,9 +277,10 @@ fn attention_of_every_block() {
     let input = images(1000, [2, 3, 32, 48]);
     let mut seen = Vec::new();
     vil.attention(&params, input.clone(), 1..9, &mut |block, found| {
-        let [groups, heads, queries, keys] = found.weights.dims();
+        let weights = found.weights();
+        let [groups, heads, queries, keys] = weights.dims();
         assert_eq!([queries, keys], [found.layout.queries(), found.layout.keys()]);
-        for row in found.weights.to_vec::<f32>().chunks(keys) {
+        for row in weights.to_vec::<f32>().chunks(keys) {
             let sum: f32 = row.iter().sum();
             assert!((sum - 1.0).abs() < 1e-5, "{block}: {row:?}");
         }

@@ -332,8 +332,9 @@ fn attention_is_over_whole_images() {
         let input = images(1000, [2, 3, 8, 16]);
         let found = vit.block_attention(&params, input, 2).unwrap().unwrap();
         assert!(matches!(found.layout, AttentionLayout::Whole { map: [2, 4], prefix: 4 }));
-        assert_eq!(found.weights.dims(), [2, 2, 12, 12]);
-        for row in found.weights.to_vec::<f32>().chunks(12) {
+        let weights = found.weights();
+        assert_eq!(weights.dims(), [2, 2, 12, 12]);
+        for row in weights.to_vec::<f32>().chunks(12) {
             let sum: f32 = row.iter().sum();
             assert!((sum - 1.0).abs() < 1e-5 && row.iter().all(|&weight| weight > 0.0), "{row:?}");
         }
@@ -367,5 +368,5 @@ fn attention_with_rotary_positions() {
     };
     let expected = (part(0) * 8f64.powf(-0.5)).matmul(part(1).transpose()).softmax(2);
     let expected = expected.to_vec::<f32>();
-    assert_alike("weights", &found.weights.to_vec::<f32>(), &expected, 1e-5);
+    assert_alike("weights", &found.weights().to_vec::<f32>(), &expected, 1e-5);
 }

@@ -410,7 +410,10 @@ impl Node {
                 })
             }
             ("ArgMin", [x]) => {
-                assert_eq!((self.integers("axis"), self.integers("keepdims")), (&[1][..], &[0][..]));
+                assert_eq!(
+                    (self.integers("axis"), self.integers("keepdims")),
+                    (&[1][..], &[0][..])
+                );
                 let [rows, columns] = x.shape[..] else { panic!("a matrix") };
                 let first = |row: &[f64]| {
                     let least = row.iter().copied().fold(f64::INFINITY, f64::min);

@@ -18,7 +18,9 @@ fn residual_networks_are_recognized() {
         (tiny_resnet(), Naming::Esvit, "module."),
         (tiny_resnet(), Naming::Torchvision, "module.backbone."),
         (basic, Naming::Torchvision, "module.encoder_q."),
-        (selective, Naming::Torchvision, ""),
+        (selective.clone(), Naming::Torchvision, ""),
+        (tiny_resnet(), Naming::SimClr { selective: false }, ""),
+        (selective, Naming::SimClr { selective: true }, "resnet."),
     ] {
         let config = BackboneConfig::ResNet(ResNetConfig { img_size: 224, ..config });
         let (_, list) = config.build(0.0);

@@ -138,9 +138,9 @@ fn networks_of_moco_are_recognized() {
         let found = networks(&file);
         let names: Vec<&str> = found.iter().map(|at| at.network()).collect();
         assert_eq!(names, ["base_encoder", "momentum_encoder"]);
-        let error = StoredNetwork::find(&file, None).unwrap_err().to_string();
-        assert!(error.contains("holds several networks"), "{error}");
-        let stored = StoredNetwork::find(&file, Some("base_encoder")).unwrap();
+        // Without a name it is the one that MoCo's evaluation takes.
+        let stored = StoredNetwork::find(&file, None).unwrap();
+        assert_eq!(stored.location().network(), "base_encoder");
         let (found, assumed) = stored.shape_given(&Known::default()).unwrap();
         assert_eq!((found, assumed.len()), (BackboneConfig::Vit(shape), lines), "{assumed:?}");
         let (found, report) = stored.load(&list, &Device::Cpu, |_| None).unwrap();
@@ -165,6 +165,35 @@ fn trained_positions_are_not_fixed() {
     };
     assert_eq!(found.position_table, PositionTable::ClassAndPatches);
     assert_eq!(found.patch_embedding, PatchEmbedding::Linear);
+}
+
+/// DINO's files of a backbone have timm's names; a class head, another place in the file, its kind and what is
+/// beside it tell that it is timm's.
+#[test]
+fn a_backbone_alone_is_taken_for_dinos() {
+    let (_, values) = network(&VitConfig { layer_scale: false, ..config() });
+    let entries = || exported(&values, Family::Vit, Naming::Timm, Float::F32);
+    let alone = |entries: Vec<Entry>| {
+        let tensors = entries.into_iter().map(|(name, tensor)| (name, Tree::Tensor(tensor)));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        write_torch(&mut bytes, &Tree::Dict(tensors.collect())).unwrap();
+        WeightsFile::from_bytes(Path::new("weights.pth"), bytes.into_inner()).unwrap()
+    };
+    let found = |file: &WeightsFile, stated_size: Option<usize>| {
+        let known = Known { stated_size, ..Known::default() };
+        let stored = StoredNetwork::find(file, None).unwrap();
+        let (found, assumed) = stored.shape_given(&known).unwrap();
+        let BackboneConfig::Vit(found) = found else { panic!("a vision transformer") };
+        (found.position_resize, assumed.len())
+    };
+    assert_eq!(found(&alone(entries()), None), (PositionResize::Dino, 3));
+    assert_eq!(found(&alone(entries()), Some(32)), (PositionResize::Timm, 2));
+    assert_eq!(found(&opened(&entries()), None), (PositionResize::Timm, 2));
+    let model = opened_torch(vec![("model", entries())]);
+    assert_eq!(found(&model, None), (PositionResize::Timm, 2));
+    let mut with_head = entries();
+    with_head.push(floats("head.weight", &[2, 64], vec![0.0; 128]));
+    assert_eq!(found(&alone(with_head), None), (PositionResize::Timm, 2));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use esvit_settings::describe::{Describe, Value, json, with_defaults};
 
 use super::{Config, ModelConfig};
-use crate::config_text::{Layer, Origin};
+use crate::config_text::{Layer, Origin, value_of};
 use crate::objective::ObjectiveConfig;
 
 /// A setting.
@@ -43,6 +43,7 @@ pub fn schema() -> Value {
             table.remove("default");
         }
     }
+    allow_switches(&mut schema);
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
     schema["title"] = "Settings of `esvit pretrain`".into();
     schema
@@ -53,6 +54,20 @@ fn defaults_of_choices(choices: &mut Value, defaults: impl Fn(&Value) -> Option<
         if let Some(defaults) = defaults(choice) {
             with_defaults(choice, &defaults);
         }
+    }
+}
+
+/// Where a table has the key `enabled`, `true` and `false` stand for it.
+fn allow_switches(schema: &mut Value) {
+    if schema.pointer("/properties/enabled").is_some() {
+        schema["type"] = json!(["object", "boolean"]);
+    }
+    let Value::Object(fields) = schema else { return };
+    if let Some(Value::Object(inner)) = fields.get_mut("properties") {
+        inner.values_mut().for_each(allow_switches);
+    }
+    if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
+        choices.iter_mut().for_each(allow_switches);
     }
 }
 
@@ -165,8 +180,7 @@ impl Config {
 /// The last layer that gives a setting the value that it has.
 fn origin<'a>(key: &str, value: &str, layers: &'a [Layer]) -> Option<&'a Origin> {
     let gives = |layer: &&Layer| {
-        let table = toml::Value::Table(layer.table.clone());
-        let found = key.split('.').try_fold(&table, |table, key| table.get(key));
+        let found = value_of(&layer.table, key);
         // `3` for a number is `3.0` among the settings.
         let same = |found: &toml::Value| match (found, value.parse::<f64>()) {
             (toml::Value::Integer(found), Ok(value)) => *found as f64 == value,

@@ -237,6 +237,8 @@ impl Config {
                 width,
                 blocks: backbone.blocks(),
                 color_tokens: backbone.color_tokens(),
+                stride: backbone.stages().last().map_or(1, |stage| stage.stride),
+                normalization: self.views.normalization(),
                 classes,
                 images: self.train.batch_size,
                 seed: self.seed,
@@ -334,9 +336,11 @@ impl Config {
                 }
                 _ => format!("leave a stage without tokens, they need at least {least}"),
             };
+            let is_global = self.views.global_size as usize == smallest;
+            let key = if is_global { "views.global_size" } else { "views.local_sizes" };
             return fail(format!(
-                "views of {smallest} pixels {what}\n\
-                 hint: raise `views.local_sizes`, or choose another `model.arch`"
+                "views of {smallest} pixels (`{key}`) {what}\n\
+                 hint: raise `{key}`, or choose another `model.arch`"
             ));
         }
         Ok(())

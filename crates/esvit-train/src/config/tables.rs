@@ -232,7 +232,8 @@ settings! {
         pub activation_checkpointing: bool = false,
         /// Device: `cpu`.
         pub device: String = "cpu".into(),
-        /// The type of GEMM operands and saved activations.
+        /// The type of GEMM operands and saved activations; `bf16x3` is f32 by three products of bf16.
+        /// `auto` for what is faster on processors like this one; a run keeps it.
         pub precision: PrecisionChoice = PrecisionChoice::Auto,
         /// Steps between lines of the log.
         pub log_every: u64 = 10,
@@ -243,17 +244,29 @@ settings! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the CPU multiplies it in hardware, else f32.
+    /// What was measured to be faster on processors like this one.
     #[default]
     Auto,
     /// 32 bits.
     F32,
     /// bfloat16, accumulated in f32.
     Bf16,
+    /// 32 bits, multiplied as three products of bf16.
+    Bf16x3,
+}
+
+impl From<Precision> for PrecisionChoice {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Bf16x3 => Self::Bf16x3,
+        }
+    }
 }
 
 words! {
-    PrecisionChoice: "auto", "f32", "bf16";
+    PrecisionChoice: "auto", "f32", "bf16", "bf16x3";
     OptimizerKind: "adamw", "sgd", "lars", "larc";
     Decayed: "matrices", "all";
     LrScaling: "linear", "sqrt";
@@ -269,6 +282,7 @@ impl TrainConfig {
             PrecisionChoice::Auto => Precision::auto(),
             PrecisionChoice::F32 => Precision::F32,
             PrecisionChoice::Bf16 => Precision::Bf16,
+            PrecisionChoice::Bf16x3 => Precision::Bf16x3,
         }
     }
 

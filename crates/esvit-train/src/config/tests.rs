@@ -4,7 +4,9 @@ use super::*;
 use crate::config_text::{Origin, parse_override, parse_text};
 use crate::mixup::MixupConfig;
 use crate::objective::distill::DistillSettings;
-use crate::objective::esvit::{EsvitConfig, NamedWeights, Weights};
+use crate::objective::esvit::{EsvitConfig, NamedWeights, RegionConfig, RegionLoss, Weights};
+use crate::objective::masked_patch::{Cut, MaskedPatch};
+use crate::objective::regions::Matching;
 use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
@@ -171,7 +173,7 @@ fn settings_in_their_old_tables_are_read() {
     let over = |text: &str| parse_override(text).unwrap();
     let found = Config::resolve(vec![file()]).unwrap();
     let expected = EsvitConfig {
-        region: false,
+        region: false.into(),
         momentum_teacher: 0.9,
         freeze_last_layer: Span::Epochs(3.0),
         head: HeadConfig { out_dim: 7, layers: 2, ..HeadConfig::default() },
@@ -215,7 +217,8 @@ fn layers_decide_about_the_objective() {
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
     let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `mocov2`, `mocov3`, \
-                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `igpt`, `supervised`, `distill`";
+                    `moby`, `simclr`, `byol`, `swav`, `densecl`, `igpt`, `supervised`, `distill`, \
+                    `masked_patch`";
     assert_eq!(error, expected);
     for (text, expected) in [
         (smoothing, "`objective.label_smoothing`"),
@@ -386,6 +389,12 @@ fn every_setting_has_its_bounds() {
         ("simclr", "temperature=0.0", "temperature=0.5"),
         ("byol", "hidden_dim=65537", "hidden_dim=65536"),
         ("byol", "momentum_teacher=2", "momentum_teacher=1"),
+        ("byol", "region.head.out_dim=1", "region.head.out_dim=2"),
+        ("byol", "region.head.layers=0", "region.head.layers=1"),
+        ("byol", "region.loss=cross_entropy", "region.loss=softmax"),
+        ("masked_patch", "corrupted=0.0", "corrupted=1.0"),
+        ("masked_patch", "masked=-0.1", "masked=0.9"),
+        ("masked_patch", "replaced=0.3", "replaced=0.2"),
         ("swav", "prototypes=1", "prototypes=2"),
         ("swav", "prototypes=4194305", "prototypes=4194304"),
         ("swav", "epsilon=0.0", "epsilon=0.03"),
@@ -417,6 +426,7 @@ fn objectives_and_the_passes_of_their_views() {
         ("mocov2", true),
         ("densecl", true),
         ("igpt", true),
+        ("masked_patch", true),
         ("mocov3", false),
         ("moby", false),
         ("simclr", false),
@@ -437,7 +447,7 @@ fn objectives_and_the_passes_of_their_views() {
 fn recipes_of_other_objectives_are_the_published_ones() {
     for (name, arch, batch_size, epochs, rate, weight_decay, views) in [
         ("mocov2", "resnet50", 256, 200, 0.03, 1e-4, vec![224; 2]),
-        ("mocov3", "vit_small16", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
+        ("mocov3", "vit_small16_moco", 4096, 300, 2.4e-3, 0.1, vec![224; 2]),
         ("mocov3_resnet50", "resnet50", 4096, 300, 4.8, 1e-6, vec![224; 2]),
         ("moby", "swin_tiny_w7", 512, 300, 1e-3, 0.05, vec![224; 2]),
         ("simclr", "resnet50", 4096, 1000, 4.8, 1e-6, vec![224; 2]),
@@ -502,6 +512,32 @@ fn igpt_needs_an_image_gpt() {
     assert_eq!(Config::parse(&config.to_toml(), Origin::Defaults).unwrap(), config);
 }
 
+/// As in the paper: a rate of 2e-4 at 4096 images, after 10,000 steps of warm-up.
+#[test]
+fn the_recipe_of_masked_patches_is_the_papers() {
+    let config = recipe("masked_patch");
+    assert_eq!(Some(config.objective), ObjectiveConfig::named("masked_patch"));
+    assert_eq!((config.train.batch_size, config.train.steps), (4096, Some(1_000_000)));
+    assert!((config.optim.lr * 4096.0 / LR_BATCH - 2e-4).abs() < 1e-12);
+    assert_eq!(config.optim.warmup, Span::Steps(10_000));
+    assert_eq!((config.model.arch.as_str(), config.views.sizes()), ("vit_base16", vec![224]));
+}
+
+/// A patch is what a token of the last map stands for, with pixels as the run normalizes them.
+#[test]
+fn masked_patches_have_the_size_of_tokens() {
+    for (arch, side) in [("swin_tiny", 32), ("vit_small16", 16), ("resnet50", 32), ("cvt_tiny", 32)]
+    {
+        let arch = format!("model.arch={arch}");
+        let config = resolve(&["objective.name=masked_patch", "views.std=[0.3,0.3,0.3]", &arch]);
+        let config = config.unwrap();
+        let (_, objective) = config.network(&Device::Cpu, 0);
+        let objective: &dyn std::any::Any = &*objective;
+        let objective: &MaskedPatch = objective.downcast_ref().unwrap();
+        assert_eq!(objective.cut, Cut { side, normalization: config.views.normalization() });
+    }
+}
+
 #[test]
 fn settings_of_distillation_have_their_bounds() {
     let name = "objective.name=distill";
@@ -557,7 +593,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[3]", "views.local_counts=[1]"],
             ["views.local_sizes=[4]", "views.local_counts=[1]"],
-            "views of 3 pixels hold no patch of 4 (`model.patch_size`)",
+            "views of 3 pixels (`views.local_sizes`) hold no patch of 4 (`model.patch_size`)",
         ),
         (
             ["model.arch=resnet50", "train.crops_per_forward=2"],
@@ -568,7 +604,8 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["views.local_sizes=[31]", "model.arch=vil_tiny"],
             ["views.local_sizes=[32]", "model.arch=vil_tiny"],
-            "views of 31 pixels leave a stage without tokens, they need at least 32",
+            "views of 31 pixels (`views.local_sizes`) leave a stage without tokens, they need at \
+             least 32",
         ),
         (
             ["head.use_bn_in_head=true", "train.crops_per_forward=2"],
@@ -639,7 +676,12 @@ fn defaults_are_the_published_settings() {
     assert_eq!(config.model, model);
     assert_eq!(Config::default().model.arch, "swin_tiny_w7");
     let objective = EsvitConfig {
-        region: true,
+        region: RegionConfig {
+            enabled: true,
+            r#match: Matching::Argmax,
+            loss: RegionLoss::CrossEntropy,
+            tokens: 0,
+        },
         weights: Weights::Named(NamedWeights::Reference),
         student_temp: 0.1,
         teacher_temp: 0.04,
@@ -864,7 +906,8 @@ fn crops_that_go_through_at_a_time() {
     assert_eq!(crop_chunks(&["model.arch=resnet50"]), CropChunks::All);
     assert_eq!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::All);
     let shape = Config::default().model.backbone;
-    for (precision, named) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+    for named in Precision::ALL {
+        let precision = named.name();
         for again in [false, true] {
             let texts = [
                 format!("train.precision={precision}"),

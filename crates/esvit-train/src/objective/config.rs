@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use esvit_data::augment::Normalization;
 use esvit_nn::backbone::igpt::ColorTokens;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
@@ -17,6 +18,7 @@ use super::densecl::DenseClConfig;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
 use super::igpt::IgptConfig;
+use super::masked_patch::MaskedPatchConfig;
 use super::moby::MobyConfig;
 use super::mocov2::MocoV2Config;
 use super::mocov3::MocoV3Config;
@@ -34,6 +36,10 @@ pub struct Setup {
     pub blocks: usize,
     /// How the backbone sees an image as colors, if it does.
     pub color_tokens: Option<ColorTokens>,
+    /// Side of a token of the last map in pixels.
+    pub stride: usize,
+    /// What was done to the pixels of views.
+    pub normalization: Normalization,
     /// Number of classes of the images, 0 without labels.
     pub classes: usize,
     /// Images of a step, over all micro-batches and processes.
@@ -159,10 +165,7 @@ pub(super) fn check_queue(key: &str, length: usize, width: usize) -> Result<(), 
 
 /// Bytes of a value that is saved for the backward pass, with its gradient.
 pub(super) fn saved_bytes(precision: Precision) -> f64 {
-    match precision {
-        Precision::F32 => 8.0,
-        Precision::Bf16 => 6.0,
-    }
+    (precision.bytes() + size_of::<f32>()) as f64
 }
 
 macro_rules! objectives {
@@ -238,6 +241,8 @@ objectives! {
     Supervised(SupervisedConfig) = "supervised",
     /// Distillation from a frozen teacher.
     Distill(DistillConfig) = "distill",
+    /// Masked patch prediction: the colors of patches that are hidden.
+    MaskedPatch(MaskedPatchConfig) = "masked_patch",
 }
 
 impl ObjectiveConfig {

@@ -15,7 +15,7 @@ use esvit_settings::{SettingError, settings};
 
 use super::config::{check_queue, check_share, check_temperature, check_widths, saved_bytes};
 use super::infonce::{self, Contrast, normalized};
-use super::pairs::rows_of_view;
+use super::pairs::{KEY_VIEW, query_views, rows_of_view};
 use super::queue::KeyQueue;
 use super::{
     BatchStatistics, Chunking, Collapse, EmaTiming, HeadMemory, Health, Loss, LossPart, MicroBatch,
@@ -136,9 +136,6 @@ impl Neck {
     }
 }
 
-/// The place of the view that keys are made of; the others are queries.
-const KEY_VIEW: usize = 1;
-
 const QUEUE: &str = "queue";
 const QUEUE_PTR: &str = "queue_ptr";
 const QUEUE2: &str = "queue2";
@@ -233,10 +230,8 @@ impl Objective for DenseCl {
         self.keys = Some(Keys { global, grid: normalized(grid), cells: region });
     }
 
-    /// All but the key's.
     fn student_views(&mut self, batch: &MicroBatch, _place: [u64; 2]) -> Vec<Tensor> {
-        let views = batch.views.iter().enumerate().filter(|(view, _)| *view != KEY_VIEW);
-        views.map(|(_, view)| view.clone()).collect()
+        query_views(batch)
     }
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
@@ -291,12 +286,8 @@ impl Objective for DenseCl {
     }
 
     fn set_state(&mut self, name: &str, value: Tensor) {
-        match name {
-            QUEUE => self.queue.set_keys(value),
-            QUEUE_PTR => self.queue.set_next(&value),
-            QUEUE2 => self.queue2.set_keys(value),
-            _ => self.queue2.set_next(&value),
-        }
+        self.queue.restore(QUEUE_PTR, name, &value);
+        self.queue2.restore(QUEUE2_PTR, name, &value);
     }
 
     fn schedule(&self, _at: &StepInfo) -> Vec<(&'static str, f64)> {

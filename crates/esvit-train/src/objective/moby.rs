@@ -12,7 +12,7 @@ use esvit_settings::{SettingError, settings};
 
 use super::config::{check_queue, check_share, check_temperature, check_widths, saved_bytes};
 use super::infonce::{self, Contrast, normalized};
-use super::pairs::{others, rows_of_view, share};
+use super::pairs::{by_view, first_pair, share, sum_over_pairs};
 use super::queue::KeyQueue;
 use super::{
     BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, HeadMemory, Health, Loss,
@@ -164,7 +164,7 @@ impl Objective for Moby {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
         let keys = self.projector.forward(params, features.view, &[batch; GLOBAL_VIEWS], ctx);
         let keys = normalized(keys);
-        self.keys = (0..GLOBAL_VIEWS).map(|view| rows_of_view(&keys, view, batch)).collect();
+        self.keys = by_view(&keys, batch);
         for (queue, keys) in self.queues.iter_mut().zip(&self.keys) {
             queue.note(keys.clone());
         }
@@ -176,8 +176,7 @@ impl Objective for Moby {
         let projections = self.projector.forward(params, features.view, &runs, ctx);
         let predictions = normalized(self.predictor.forward(params, projections, &runs, ctx));
         if at.health && self.health.is_none() {
-            let other = others(views.at_hand.start).next().expect("there are two global views");
-            let rows = rows_of_view(&predictions, 0, batch);
+            let (rows, other) = first_pair(&predictions, &views);
             let negatives = self.queues[other].keys();
             let contrast = Contrast::with_others(&rows, &self.keys[other], negatives);
             self.health = Some(infonce::health(&predictions, Some(contrast)));
@@ -202,10 +201,7 @@ impl Objective for Moby {
     }
 
     fn set_state(&mut self, name: &str, value: Tensor) {
-        match QUEUES.iter().position(|queue| *queue == name) {
-            Some(queue) => self.queues[queue].set_keys(value),
-            None => self.queues.iter_mut().for_each(|queue| queue.set_next(&value)),
-        }
+        self.queues.iter_mut().for_each(|queue| queue.restore(QUEUE_PTR, name, &value));
     }
 
     fn schedule(&self, at: &StepInfo) -> Vec<(&'static str, f64)> {
@@ -226,16 +222,9 @@ pub fn loss(
     views: &Views,
     temperature: f64,
 ) -> Loss {
-    let batch = predictions.shape()[0] / views.at_hand.len();
-    let weight = share(views.total);
-    let pairs = views.at_hand.clone().enumerate().flat_map(|(place, view)| {
-        let rows = rows_of_view(predictions, place, batch);
-        others(view).map(move |other| (rows.clone(), other))
-    });
-    let losses = pairs.map(|(rows, other)| {
+    let sum = sum_over_pairs(predictions, views, share(views.total), |rows, other| {
         let (keys, queue) = (keys[other].clone(), queues[other].clone());
-        ops::info_nce(rows, keys, queue, temperature) * weight
+        ops::info_nce(rows, keys, queue, temperature)
     });
-    let sum = losses.reduce(|sum, loss| sum + loss).expect("a view has a pair");
     Loss::single("contrast", sum)
 }

@@ -19,6 +19,7 @@ use esvit_settings::{SettingError, settings};
 
 use super::config::{check_queue, check_share, check_temperature, check_widths, saved_bytes};
 use super::infonce::{self, Contrast, normalized};
+use super::pairs::{KEY_VIEW, query_views};
 use super::queue::KeyQueue;
 use super::{
     BatchStatistics, Chunking, Collapse, EmaTiming, HeadMemory, Health, Loss, MicroBatch,
@@ -76,9 +77,6 @@ impl ObjectiveSettings for MocoV2Config {
         infonce::collapse(signal)
     }
 }
-
-/// The place of the view that keys are made of; the others are queries.
-const KEY_VIEW: usize = 1;
 
 const QUEUE: &str = "queue";
 const QUEUE_PTR: &str = "queue_ptr";
@@ -157,10 +155,8 @@ impl Objective for MocoV2 {
         self.keys = Some(keys);
     }
 
-    /// All but the key's.
     fn student_views(&mut self, batch: &MicroBatch, _place: [u64; 2]) -> Vec<Tensor> {
-        let views = batch.views.iter().enumerate().filter(|(view, _)| *view != KEY_VIEW);
-        views.map(|(_, view)| view.clone()).collect()
+        query_views(batch)
     }
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
@@ -192,10 +188,7 @@ impl Objective for MocoV2 {
     }
 
     fn set_state(&mut self, name: &str, value: Tensor) {
-        match name {
-            QUEUE => self.queue.set_keys(value),
-            _ => self.queue.set_next(&value),
-        }
+        self.queue.restore(QUEUE_PTR, name, &value);
     }
 
     fn schedule(&self, _at: &StepInfo) -> Vec<(&'static str, f64)> {

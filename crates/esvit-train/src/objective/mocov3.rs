@@ -14,7 +14,7 @@ use esvit_settings::{SettingError, check, settings};
 
 use super::config::{check_share, check_temperature, check_widths, saved_bytes};
 use super::infonce::{self, Contrast, among, normalized};
-use super::pairs::{others, rows_of_view, share};
+use super::pairs::{by_view, first_pair, share, sum_over_pairs};
 use super::{
     BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, HeadMemory, Health, Loss,
     MicroBatch, Objective, ObjectiveSettings, Pass, Setup, StepInfo, Teacher, Views,
@@ -191,8 +191,8 @@ impl Objective for MocoV3 {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
         let keys = self.projector.forward(params, features.view, &[batch; GLOBAL_VIEWS], ctx);
         let keys = normalized(keys);
-        let of_view = |view| collective.all_gather(rows_of_view(&keys, view, batch));
-        self.keys = (0..GLOBAL_VIEWS).map(of_view).collect();
+        let keys = by_view(&keys, batch).into_iter();
+        self.keys = keys.map(|keys| collective.all_gather(keys)).collect();
     }
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, collective: &dyn Collective) -> Loss {
@@ -203,9 +203,7 @@ impl Objective for MocoV3 {
         // Keys of this process's images.
         let own = collective.rank() * batch;
         if at.health && self.health.is_none() {
-            let first = views.at_hand.start;
-            let other = others(first).next().expect("there are two global views");
-            let rows = rows_of_view(&queries, 0, batch);
+            let (rows, other) = first_pair(&queries, &views);
             let contrast = Contrast::among(&rows, &self.keys[other], own);
             self.health = Some(infonce::health(&queries, Some(contrast)));
         }
@@ -235,13 +233,9 @@ pub fn loss(
     views: &Views,
     temperature: f64,
 ) -> Loss {
-    let batch = queries.shape()[0] / views.at_hand.len();
     let weight = 2.0 * temperature * share(views.total);
-    let pairs = views.at_hand.clone().enumerate().flat_map(|(place, view)| {
-        let rows = rows_of_view(queries, place, batch);
-        others(view).map(move |other| (rows.clone(), other))
+    let sum = sum_over_pairs(queries, views, weight, |rows, other| {
+        among(&rows, &keys[other], own, temperature)
     });
-    let losses = pairs.map(|(rows, other)| among(&rows, &keys[other], own, temperature) * weight);
-    let sum = losses.reduce(|sum, loss| sum + loss).expect("a view has a pair");
     Loss::single("contrast", sum)
 }

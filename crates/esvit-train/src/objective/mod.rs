@@ -8,7 +8,7 @@
 //! finite, [`Objective::commit`].
 //!
 //! Where [`Objective::compares_images`], the parts of that loop for a micro-batch come once a step, with
-//! the view features of all micro-batches.
+//! the features of all micro-batches.
 
 pub mod byol;
 mod config;
@@ -18,11 +18,13 @@ pub mod esvit;
 mod health;
 pub mod igpt;
 pub mod infonce;
+pub mod masked_patch;
 pub mod moby;
 pub mod mocov2;
 pub mod mocov3;
 pub mod pairs;
 pub mod queue;
+pub mod regions;
 pub mod simclr;
 pub mod sinkhorn;
 pub mod supervised;
@@ -107,6 +109,16 @@ impl MicroBatch {
     /// Number of images, B.
     pub fn images(&self) -> usize {
         self.views.first().map_or(0, |view| view.shape()[0])
+    }
+
+    /// A number of every image, by which random numbers are drawn for it: its index in the source, or its
+    /// place in the micro-batch where it has none.
+    pub fn numbers(&self) -> Vec<u64> {
+        let images = self.images();
+        if self.samples.len() == images {
+            return self.samples.clone();
+        }
+        (0..images as u64).collect()
     }
 }
 
@@ -273,9 +285,15 @@ pub trait Objective: Any + Debug + Send {
     }
 
     /// Whether the loss compares images with each other, or a head normalizes by them: `targets` and
-    /// `loss` then see those of all micro-batches at once, by their view features alone. See
-    /// [`Chunking::ByImage`].
+    /// `loss` then see those of all micro-batches at once, by their view features and, where
+    /// [`Objective::compares_regions`], those of regions. See [`Chunking::ByImage`].
     fn compares_images(&self) -> bool {
+        false
+    }
+
+    /// Whether `targets` and `loss` see region features, too, where images are compared: all of a step's
+    /// are held then.
+    fn compares_regions(&self) -> bool {
         false
     }
 

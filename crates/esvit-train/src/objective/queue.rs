@@ -101,6 +101,15 @@ impl KeyQueue {
         [keys, StateTensor { name: pointer, shape: vec![1], value: next }]
     }
 
+    /// Restores what a checkpoint has under `name`: the keys, or the place if that is called so, `pointer`.
+    pub fn restore(&mut self, pointer: &str, name: &str, value: &Tensor) {
+        if name == self.name {
+            self.set_keys(value.clone());
+        } else if name == pointer {
+            self.set_next(value);
+        }
+    }
+
     /// Restores the keys, `[D, length]`.
     pub fn set_keys(&mut self, value: Tensor) {
         let keys = value.reshape([self.width, self.length]).transpose();
@@ -203,8 +212,11 @@ mod tests {
         assert_eq!((pointer.name, pointer.shape), ("queue_ptr", vec![1]));
         assert_eq!(stored.value.to_vec::<f32>()[..4], [1.0, 2.0, 3.0, 4.0], "keys are columns");
         let mut other = KeyQueue::new("queue", [6, 2], 9, &Device::Cpu);
-        other.set_keys(stored.value);
-        other.set_next(&pointer.value);
+        for (name, value) in [("queue2", &pointer.value), (stored.name, &stored.value)] {
+            other.restore("queue_ptr", name, value);
+        }
+        assert_eq!((numbers(&other), other.next), (numbers(&queue), 0));
+        other.restore("queue_ptr", pointer.name, &pointer.value);
         assert_eq!((numbers(&other), other.next), (numbers(&queue), 4));
     }
 }

@@ -49,10 +49,7 @@ impl ObjectiveSettings for SupervisedConfig {
     }
 
     fn memory(&self, _tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         HeadMemory { saved: width * (size + 4.0), ..HeadMemory::default() }
     }
 }

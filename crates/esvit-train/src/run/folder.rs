@@ -154,8 +154,7 @@ impl RunFolder {
     /// Finds images, and a teacher, whose relative paths are meant from where the run was started, and are not
     /// there from here. A teacher is also looked for beside the run, where both may have moved.
     pub fn find_images(&self, config: &mut Config) {
-        let environment = read_text(&self.file("env.json")).unwrap_or_default();
-        let environment: serde_json::Value = serde_json::from_str(&environment).unwrap_or_default();
+        let environment = self.environment();
         let start = environment["folder"].as_str().map(Path::new);
         if let ObjectiveConfig::Distill(config) = &mut config.objective
             && let Some(teacher) = &mut config.settings.teacher
@@ -185,6 +184,19 @@ impl RunFolder {
                 *path = Some(found);
             }
         }
+    }
+
+    /// The instruction set of the kernels when the run last went on, as `env.json` says.
+    pub(super) fn isa(&self) -> Option<String> {
+        let environment = self.environment();
+        let newest = environment["resumed"].as_array().and_then(|all| all.last());
+        newest.unwrap_or(&environment)["isa"].as_str().map(str::to_owned)
+    }
+
+    /// What `env.json` says, null where it cannot be read.
+    fn environment(&self) -> serde_json::Value {
+        let text = read_text(&self.file("env.json")).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
     }
 
     /// A file below the folder that no run writes.

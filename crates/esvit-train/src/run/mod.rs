@@ -346,7 +346,9 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     config.check_ready()?;
     let Options { source, collective, stop, .. } = &options;
     let given = config.train.batch_size;
-    let config = settled(config, &**source, collective.world());
+    let mut config = settled(config, &**source, collective.world());
+    let precision = settle::precision_of_first(config.train.precision(), &**collective);
+    config.train.precision = precision.into();
     let step_time = match config.train.time {
         Some(_) => Some(step_time(&config, source, collective, stop, TIMED)?),
         None => None,
@@ -358,6 +360,9 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
         session.note(&format!(
             "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
         ))?;
+    }
+    if let Some(remark) = precision.remark() {
+        session.note(remark)?;
     }
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.

@@ -303,7 +303,7 @@ mod tests {
                 }),
             },
             objective: ObjectiveConfig::Esvit(EsvitConfig {
-                region: false,
+                region: false.into(),
                 weights: Weights::Free { view: 0.7, region: 0.2 },
                 student_temp: 0.2,
                 teacher_temp: 0.07,
@@ -567,7 +567,7 @@ mod tests {
         close("chance", plan.chance_loss, 0.7 * 6f64.ln());
         let mut config = unusual();
         let objective = esvit(&mut config);
-        (objective.region, objective.head.out_dim) = (true, 10_000);
+        (objective.region, objective.head.out_dim) = (true.into(), 10_000);
         let BackboneConfig::Swin(swin) = &mut config.model.backbone else { panic!("a Swin") };
         swin.embed_dim = 32;
         config.views.local_counts = vec![0];
@@ -613,12 +613,12 @@ mod tests {
             let setup = Setup {
                 width,
                 blocks: 3,
-                color_tokens: None,
                 classes: 3,
                 images: config.train.batch_size,
                 seed: 7,
                 precision: Precision::Bf16,
                 device: Device::Cpu,
+                ..Setup::default()
             };
             config.objective.settings().build(scope, &setup)
         })
@@ -628,7 +628,7 @@ mod tests {
     fn every_setting_reaches_the_learner() {
         let mut both = unusual();
         let objective = esvit(&mut both);
-        (objective.region, objective.mixup.enabled) = (true, false);
+        (objective.region, objective.mixup.enabled) = (true.into(), false);
         for mut config in [unusual(), both, unusual_supervised()] {
             let learner = learner(&config, &Device::Cpu, 3, Solo::shared());
             let expected = LearnerSettings {
@@ -660,7 +660,7 @@ mod tests {
                 let objective: &Esvit = objective.downcast_ref().unwrap();
                 assert_eq!(&objective.config, config);
                 assert_eq!(objective.heads.prototypes(), 6);
-                assert_eq!(objective.heads.has_region(), config.region);
+                assert_eq!(objective.heads.has_region(), config.region.enabled);
                 assert_eq!(objective.precision, Precision::Bf16);
             }
         }

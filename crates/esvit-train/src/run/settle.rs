@@ -1,4 +1,5 @@
-//! What the settings of a run leave to the machine: how a step is cut, and how many steps fit a time.
+//! What the settings of a run leave to the machine: how a step is cut, the precision, and how many steps
+//! fit a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use esvit_data::{Loader, Source};
 use esvit_kernels::pool;
+use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device, Tensor};
 
 use super::session::micro_batch;
@@ -21,8 +23,8 @@ pub const TIMED: Duration = Duration::from_secs(4);
 /// Share of a run's time that its steps may take; the rest is for checks and checkpoints.
 pub const FOR_STEPS: f64 = 0.92;
 
-/// The settings with a batch that the images fill and a size of micro-batches. Fewer images than a
-/// batch make a smaller one.
+/// The settings with a batch that the images fill, a size of micro-batches and a precision. Fewer images
+/// than a batch make a smaller one.
 pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     let mut config = config.clone();
     let images = source.len().saturating_mul(config.data.repeat as usize) / world * world;
@@ -32,7 +34,15 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     if config.train.micro_batch.is_none() {
         config.train.micro_batch = Some(memory::micro_batch(&config, world, memory::available()));
     }
+    config.train.precision = config.train.precision().into();
     config
+}
+
+/// The precision of the first process, which all take: on another machine `auto` may mean another one.
+pub(super) fn precision_of_first(own: Precision, collective: &dyn Collective) -> Precision {
+    let number = |precision: Precision| f32::from(precision as u8);
+    let first = collective.broadcast(Tensor::full(number(own), [1], &Device::Cpu), 0).item();
+    Precision::ALL.into_iter().find(|&precision| number(precision) == first).unwrap_or(own)
 }
 
 /// The time of a step.
@@ -142,4 +152,41 @@ pub fn steps_within(time: Duration, step: &StepTime, steps_per_epoch: u64) -> u6
         None => within(time, step.first),
     };
     steps.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PrecisionChoice;
+    use esvit_data::{Image, InMemory};
+    use esvit_testing::Pair;
+
+    #[test]
+    fn the_precision_is_decided() {
+        let mut source = InMemory::new(Vec::new());
+        for index in 0..4 {
+            source.push(index.to_string(), None, Image::new(8, 8, vec![0; 192]).unwrap());
+        }
+        let mut config = Config::default();
+        (config.train.batch_size, config.train.micro_batch) = (2, Some(2));
+        for (given, expected) in [
+            (PrecisionChoice::Auto, Precision::auto()),
+            (PrecisionChoice::F32, Precision::F32),
+            (PrecisionChoice::Bf16, Precision::Bf16),
+            (PrecisionChoice::Bf16x3, Precision::Bf16x3),
+        ] {
+            config.train.precision = given;
+            assert_eq!(settled(&config, &source, 1).train.precision, expected.into());
+        }
+    }
+
+    #[test]
+    fn processes_take_the_precision_of_the_first() {
+        for [first, second] in
+            [[Precision::Bf16, Precision::F32], [Precision::F32, Precision::Bf16]]
+        {
+            let found = Pair::run(|pair| precision_of_first([first, second][pair.rank()], &*pair));
+            assert_eq!(found, [first; 2]);
+        }
+    }
 }

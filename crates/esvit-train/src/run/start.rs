@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use esvit_data::Source;
+use esvit_kernels::isa;
 use esvit_nn::backbone::igpt::set_palette;
+use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device};
 
 use super::folder::{FolderError, RunFolder};
@@ -208,9 +210,25 @@ impl Started {
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
         self.keep_place(&metadata, &path, config, images)?;
+        self.compare_isa(folder, config);
         // A checkpoint of another numbering is not that of the step where the run goes on.
         self.newest = if self.moved.is_some() { PathBuf::new() } else { path };
         Ok(())
+    }
+
+    /// Says where kernels take other instructions than before, and what that means for the precision,
+    /// which stays.
+    fn compare_isa(&mut self, folder: &RunFolder, config: &Config) {
+        let now = isa::current().name();
+        let Some(before) = folder.isa().filter(|before| before != now) else { return };
+        let mut note =
+            format!("kernels take `{now}`, before `{before}`: results differ by rounding");
+        let (kept, auto) = (config.train.precision(), Precision::auto());
+        if kept != auto {
+            let (kept, auto) = (kept.name(), auto.name());
+            note.push_str(&format!("; `train.precision={kept}` stays, {auto} is faster here"));
+        }
+        self.notes.push(note);
     }
 
     /// Says what is not as it was, and keeps the run's place in its images where steps have another

@@ -13,7 +13,7 @@ pub use budget::{BudgetError, share_budget};
 pub use stored::{Asked, Comparison, Planned, Run, run_name};
 
 use crate::config::{ConfigError, TextError};
-use crate::config_text::{self, Layer, Origin, merge};
+use crate::config_text::{self, Layer, Origin, merge, value_of};
 use crate::span::Span;
 
 /// One of the runs that are compared: what it changes of the settings that all have in common.
@@ -65,7 +65,7 @@ impl Variant {
         let mut table = Table::new();
         layers.iter().for_each(|layer| merge(&mut table, &layer.table));
         for (key, why, option) in SHARED {
-            if let Some(value) = value_at(&table, key) {
+            if let Some(value) = value_of(&table, key) {
                 let need = format!("{why}\nhint: give it for all of them, with {option}");
                 let key = format!("{key}` of variant `{name}");
                 return Err(SettingError::new(key, value, need).into());
@@ -197,19 +197,6 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     )))
 }
 
-/// The value of a dotted key.
-fn value_at<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
-    let (first, rest) = match key.split_once('.') {
-        Some((first, rest)) => (first, Some(rest)),
-        None => (key, None),
-    };
-    let value = table.get(first)?;
-    match rest {
-        Some(rest) => value_at(value.as_table()?, rest),
-        None => Some(value),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +232,7 @@ mod tests {
         assert_eq!(variants[2].continues, Some(continues));
         for (variant, region) in [(0, false), (2, true)] {
             let Variant { layer, .. } = &variants[variant];
-            assert_eq!(value_at(&layer.table, "objective.region"), Some(&region.into()));
+            assert_eq!(value_of(&layer.table, "objective.region"), Some(&region.into()));
         }
         assert_eq!(variants[0].layer.origin.to_string(), "in variant `view`");
     }
@@ -282,8 +269,8 @@ mod tests {
     #[test]
     fn later_settings_win() {
         let variant = variant("a", &["optim.lr=1", "optim.name=sgd", "optim.lr=2"]).unwrap();
-        assert_eq!(value_at(&variant.layer.table, "optim.lr"), Some(&2.into()));
-        assert_eq!(value_at(&variant.layer.table, "optim.name"), Some(&"sgd".into()));
+        assert_eq!(value_of(&variant.layer.table, "optim.lr"), Some(&2.into()));
+        assert_eq!(value_of(&variant.layer.table, "optim.name"), Some(&"sgd".into()));
     }
 
     #[test]

@@ -357,7 +357,8 @@ fn a_run_goes_on_with_other_tasks() {
     assert!(state(&all) == state(&learner));
 
     // Without the region task, its head is left out.
-    let config = EsvitConfig { region: false, head: head(true, true), ..EsvitConfig::default() };
+    let config =
+        EsvitConfig { region: false.into(), head: head(true, true), ..EsvitConfig::default() };
     let (network, objective) = network(&tiny_backbone(), 0.0, &config, 0);
     let kind = OptimizerKind::AdamW;
     let mut alone = Learner::new(network, Box::new(objective), kind, SETTINGS, &Device::Cpu);

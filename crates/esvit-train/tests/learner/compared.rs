@@ -2,7 +2,9 @@
 //! where images are compared with each other.
 
 use esvit_nn::params::ParamId;
-use esvit_train::objective::byol::ByolConfig;
+use esvit_nn::weights;
+use esvit_train::checkpoint::Checkpoint;
+use esvit_train::objective::byol::{ByolConfig, ByolRegionConfig, ByolRegionLoss};
 use esvit_train::objective::densecl::DenseClConfig;
 use esvit_train::objective::moby::MobyConfig;
 use esvit_train::objective::mocov2::MocoV2Config;
@@ -75,8 +77,25 @@ fn simclr() -> Learner {
 }
 
 fn byol() -> Learner {
-    let config = ByolConfig { momentum_teacher: MOMENTUM, hidden_dim: HIDDEN, out_dim: OUT };
+    byol_with(ByolRegionLoss::None)
+}
+
+fn byol_with(loss: ByolRegionLoss) -> Learner {
+    let config = ByolConfig {
+        momentum_teacher: MOMENTUM,
+        hidden_dim: HIDDEN,
+        out_dim: OUT,
+        region: ByolRegionConfig { loss, head: head(false, false) },
+    };
     of(&ObjectiveConfig::Byol(config), &tiny_backbone())
+}
+
+fn byol_mse() -> Learner {
+    byol_with(ByolRegionLoss::Mse)
+}
+
+fn byol_softmax() -> Learner {
+    byol_with(ByolRegionLoss::Softmax)
 }
 
 fn swav() -> Learner {
@@ -105,12 +124,14 @@ fn densecl() -> Learner {
 
 type Named = (&'static str, fn() -> Learner);
 
-const ALL: [Named; 7] = [
+const ALL: [Named; 9] = [
     ("mocov2", mocov2),
     ("mocov3", mocov3),
     ("moby", moby),
     ("simclr", simclr),
     ("byol", byol),
+    ("byol", byol_mse),
+    ("byol", byol_softmax),
     ("swav", swav),
     ("densecl", densecl),
 ];
@@ -453,4 +474,49 @@ fn frozen_backbones_stay() {
             assert!(moved > 0, "{name}");
         }
     }
+}
+
+/// MoBY's own checkpoint has projectors and predictor beside its encoders: the student begins as the one
+/// that learned, the teacher as the one that followed it.
+#[test]
+fn a_learner_begins_from_both_networks_of_an_official_checkpoint() {
+    let trained = moby();
+    let named = |params: &Params, key: &str| -> Vec<weights::Entry> {
+        let place = |(name, tensor): weights::Entry| match name.split_once('.') {
+            Some(("projector", rest)) => Some((format!("projector{key}.{rest}"), tensor)),
+            Some(("predictor", _)) => key.is_empty().then_some((name, tensor)),
+            _ => Some((format!("encoder{key}.{name}"), tensor)),
+        };
+        weights::entries("", params).into_iter().filter_map(place).collect()
+    };
+    let mut entries = named(&trained.student, "");
+    entries.extend(named(teacher_of(&trained), "_k"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("moby.safetensors");
+    let mut bytes = Vec::new();
+    esvit_weights::write_safetensors(&mut bytes, &entries, &Default::default()).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let file = Checkpoint::open(&path).unwrap();
+
+    let mut begun = moby();
+    let specs = begun.network.specs().clone();
+    let old = fill(&specs, 300);
+    (begun.student, begun.teacher) = (old.clone(), Some(old.clone()));
+    let loaded = file.initialize(&mut begun, None).unwrap();
+    assert_eq!(loaded.found, ["backbone", "projector", "predictor"]);
+    assert!(loaded.new.is_empty(), "{:?}", loaded.new);
+    for (index, spec) in specs.iter().enumerate() {
+        let [of_student, of_teacher, expected, followed, before] =
+            [&begun.student, teacher_of(&begun), &trained.student, teacher_of(&trained), &old]
+                .map(|params| params.value(index).to_vec::<f32>());
+        assert_eq!(of_student, expected, "{}", spec.name);
+        let followed = if spec.part.is_student_only() { before } else { followed };
+        assert_eq!(of_teacher, followed, "{}", spec.name);
+    }
+    // A network that is named is that of both.
+    file.initialize(&mut begun, Some("encoder_k")).unwrap();
+    let at = specs.iter().position(|spec| spec.name == "norm.weight").unwrap();
+    let [of_student, followed] =
+        [&begun.student, teacher_of(&trained)].map(|params| params.value(at).to_vec::<f32>());
+    assert_eq!(of_student, followed);
 }

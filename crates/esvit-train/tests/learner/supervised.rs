@@ -12,12 +12,12 @@ fn supervised(config: &SupervisedConfig, backbone: &BackboneConfig) -> Learner {
         let setup = Setup {
             width,
             blocks: backbone.blocks(),
-            color_tokens: None,
             classes: CLASSES,
             images: 0,
             seed: 0,
             precision: Precision::F32,
             device: Device::Cpu,
+            ..Setup::default()
         };
         Supervised::new(config, scope, &setup)
     });

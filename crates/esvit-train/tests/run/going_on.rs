@@ -1,6 +1,8 @@
 //! Runs that go on, and runs that start from another.
 
 use super::*;
+use esvit_nn::ops::Precision;
+use esvit_train::config_text::Origin;
 
 /// Stopped after each step in turn: the state at the end, the lines of the steps and the best
 /// check are those of a run that was not stopped. Lines after the checkpoint are written anew.
@@ -75,6 +77,34 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
             assert_eq!(bench.read("run/log.txt"), whole.read("run/log.txt"));
             assert_eq!(steps(&bench), steps(&whole));
         }
+    }
+}
+
+/// Where kernels take other instructions than before, that is said, and the precision stays.
+#[test]
+fn other_instructions_are_told() {
+    let isa = esvit_kernels::isa::current().name();
+    let other = if Precision::auto() == Precision::F32 { Precision::Bf16 } else { Precision::F32 };
+    let mut bench = Bench::new(&[&format!("train.precision={}", other.name())]);
+    bench.stop_after = 2;
+    bench.well("run");
+    bench.start = Start::Resume;
+    let told = format!("kernels take `{isa}`, before `abacus`: results differ by rounding");
+    for (environment, is_told) in [
+        (serde_json::json!({ "isa": "abacus" }), true),
+        (serde_json::json!({ "isa": isa }), false),
+        (serde_json::json!({ "isa": "abacus", "resumed": [{ "isa": isa }] }), false),
+        (serde_json::json!({ "isa": isa, "resumed": [{ "isa": isa }, { "isa": "abacus" }] }), true),
+    ] {
+        std::fs::write(bench.path("run/env.json"), environment.to_string()).unwrap();
+        bench.stop_after += 1;
+        let (_, reported) = bench.well("run");
+        let note = reported.notes.iter().find(|note| note.starts_with(&told));
+        assert_eq!(note.is_some(), is_told, "{environment}: {:?}", reported.notes);
+        let kept = format!("; `train.precision={}` stays, ", other.name());
+        assert!(note.is_none_or(|note| note.contains(&kept)), "{note:?}");
+        let stored = Config::parse(&bench.read("run/config.toml"), Origin::Defaults).unwrap();
+        assert_eq!(stored.train.precision(), other);
     }
 }
 

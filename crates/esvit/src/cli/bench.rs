@@ -1,5 +1,7 @@
 //! `esvit bench`.
 
+mod choices;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -23,7 +25,7 @@ pub(super) struct Bench {
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     iterations: usize,
     /// Do not use instruction sets beyond this one.
-    #[arg(long, global = true, value_name = "NAME", value_parser = isa_parser())]
+    #[arg(long, global = true, value_name = "NAME", value_parser = isa_parser(&Isa::ALL))]
     isa: Option<Isa>,
     /// Device of training step, forward pass and objective.
     #[arg(long, global = true, default_value = "cpu", value_name = "NAME")]
@@ -43,6 +45,10 @@ enum Benchmark {
     TrainStep(StepArgs),
     /// Forward pass of a backbone.
     Forward(StepArgs),
+    /// This machine: products, training steps and forward passes by each instruction set and precision, beside
+    /// what `auto` takes, in two minutes.
+    #[command(name = "self")]
+    Machine(NetworkShape),
     /// Cross-entropy over the prototypes, forward and backward, without a network.
     Objective(StepArgs),
     /// Single kernels, and the peak GEMM throughput of this machine.
@@ -76,6 +82,15 @@ enum Benchmark {
 
 #[derive(Debug, Args)]
 struct StepArgs {
+    #[command(flatten)]
+    shape: NetworkShape,
+    /// Precision of GEMM operands and saved activations.
+    #[arg(long, default_value = "auto", value_parser = precision_parser())]
+    precision: Precision,
+}
+
+#[derive(Debug, Args)]
+struct NetworkShape {
     /// Architecture (see `esvit info`), or `monolithic_small`, a single-scale baseline.
     #[arg(long, value_name = "NAME", alias = "model", default_value = "swin_tiny_w7")]
     arch: String,
@@ -106,24 +121,21 @@ struct StepArgs {
     /// Train with the view loss only.
     #[arg(long)]
     view_only: bool,
-    /// Precision of GEMM operands and saved activations.
-    #[arg(long, default_value = "auto", value_parser = precision_parser())]
-    precision: Precision,
 }
 
 /// Parses a precision.
 pub(super) fn precision_parser() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(["auto", "f32", "bf16"]).map(|name| match name.as_str() {
-        "f32" => Precision::F32,
-        "bf16" => Precision::Bf16,
-        _ => Precision::auto(),
+    let names = ["auto"].into_iter().chain(Precision::ALL.map(Precision::name));
+    PossibleValuesParser::new(names).map(|name| {
+        let named = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+        named.unwrap_or_else(Precision::auto)
     })
 }
 
-/// Parses the name of an instruction set.
-fn isa_parser() -> impl TypedValueParser<Value = Isa> {
-    let named = |name: String| Isa::ALL.into_iter().find(|isa| isa.name() == name);
-    PossibleValuesParser::new(Isa::ALL.map(Isa::name))
+/// Parses the name of one of these instruction sets.
+pub(super) fn isa_parser(of: &'static [Isa]) -> impl TypedValueParser<Value = Isa> {
+    let named = move |name: String| of.iter().copied().find(|isa| isa.name() == name);
+    PossibleValuesParser::new(of.iter().copied().map(Isa::name))
         .map(move |name| named(name).unwrap_or(Isa::Baseline))
 }
 
@@ -134,22 +146,35 @@ impl Bench {
         }
         let iterations = self.iterations;
         profile::enable(self.profile);
+        let remark = |precision: Precision| {
+            precision.remark().into_iter().for_each(|remark| output.note(remark));
+        };
         let step = |bench: fn(&_) -> Result<Report, BenchError>, step: &StepArgs| {
-            self.show(output, &bench(&step.bench(iterations, self.device))?)
+            remark(step.precision);
+            self.show(output, &bench(&step.shape.bench(step.precision, iterations, self.device))?)
         };
         match &self.benchmark {
             Benchmark::TrainStep(args) => step(bench::train_step, args)?,
             Benchmark::Forward(args) => step(bench::forward, args)?,
             Benchmark::Objective(args) => step(bench::objective, args)?,
+            Benchmark::Machine(shape) => {
+                let bench = shape.bench(Precision::F32, iterations, self.device);
+                choices::show(&bench, self.json, output)?;
+            }
             &Benchmark::Kernels { precision } => {
+                remark(precision);
                 let (peak, kernels) = bench::kernels(precision, iterations);
+                let limit = bench::limit_gflops(precision);
                 let report = serde_json::json!({
                     "isa": isa::current().name(),
                     "precision": precision.name(),
                     "peak_gflops": peak,
+                    "limit_gflops": limit,
                     "kernels": kernels,
                 });
-                output.print(self.json, &report, || kernel_table(precision, peak, &kernels))?;
+                output.print(self.json, &report, || {
+                    kernel_table(precision, [peak, limit], &kernels)
+                })?;
             }
             &Benchmark::Knn { train, queries, width, k } => {
                 if [train, queries, width, k].contains(&0) {
@@ -170,10 +195,11 @@ impl Bench {
         let repetitions = report.seconds.len();
         output.print(self.json, report, || {
             let Report { median_s, images_per_s, gflops, share_of_peak, peak_gflops, .. } = report;
-            let Report { peak_rss_mb, precision, threads, .. } = report;
+            let Report { peak_rss_mb, precision, threads, limit_gflops, .. } = report;
             format!(
                 "{median_s:.3} s (median of {repetitions}), {images_per_s:.2} images per second\n\
-                 {gflops:.0} GFLOP/s, {:.0} % of peak GEMM ({peak_gflops:.0} GFLOP/s)\n\
+                 {gflops:.0} GFLOP/s, {:.0} % of peak GEMM ({peak_gflops:.0} GFLOP/s; registers \
+                 alone {limit_gflops:.0})\n\
                  {peak_rss_mb:.0} MB peak memory, {precision}, {threads} threads",
                 100.0 * share_of_peak,
             )
@@ -185,8 +211,8 @@ impl Bench {
     }
 }
 
-impl StepArgs {
-    fn bench(&self, iterations: usize, device: Device) -> bench::Bench {
+impl NetworkShape {
+    fn bench(&self, precision: Precision, iterations: usize, device: Device) -> bench::Bench {
         bench::Bench {
             model: self.arch.clone(),
             batch: self.batch,
@@ -198,7 +224,7 @@ impl StepArgs {
             micro_batch: self.micro_batch,
             prototypes: self.prototypes,
             region: !self.view_only,
-            precision: self.precision,
+            precision,
             iterations,
             device,
         }
@@ -223,9 +249,9 @@ fn data_text(report: &DataReport) -> String {
     )
 }
 
-fn kernel_table(precision: Precision, peak: f64, kernels: &[KernelReport]) -> String {
+fn kernel_table(precision: Precision, [peak, limit]: [f64; 2], kernels: &[KernelReport]) -> String {
     let mut text = format!(
-        "{}, {}: peak GEMM {peak:.0} GFLOP/s\n\
+        "{}, {}: peak GEMM {peak:.0} GFLOP/s, registers alone {limit:.0}\n\
          kernel                rows x in x out     median   GFLOP/s   share",
         isa::current().name(),
         precision.name(),

@@ -37,7 +37,7 @@ fn values(option: &str) -> Vec<&'static str> {
     match option {
         "arch" => ARCHITECTURES.iter().map(|arch| arch.name).collect(),
         "objective" => ObjectiveConfig::NAMES.to_vec(),
-        "precision" => vec!["auto", "f32", "bf16"],
+        "precision" => vec!["auto", "f32", "bf16", "bf16x3"],
         "recipe" => [auto::NAME]
             .into_iter()
             .chain(recipe::RECIPES.iter().map(|recipe| recipe.name))

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use esvit_data::printable;
 use esvit_eval::efficiency::parameters;
+use esvit_kernels::isa::{Isa, Vendor};
 use esvit_model::PretrainedBackbone;
-use esvit_nn::weights::{WeightsFile, networks};
+use esvit_nn::ops::{AUTO_CHOICES, AutoChoice};
+use esvit_nn::weights::{Method, WeightsFile, networks};
 use esvit_nn::{BackboneConfig, ForwardCtx, zoo};
 use esvit_train::Config;
 use esvit_train::auto;
@@ -22,7 +24,8 @@ use super::{Exit, NetworkArgs, Output, weights_report};
 /// Options of `esvit info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Info {
-    /// Run, checkpoint or weights file; without it, architectures and recipes are listed.
+    /// Run, checkpoint or weights file; without it, architectures, recipes and what precision `auto` takes are
+    /// listed.
     #[arg(value_name = "PATH", value_parser = run_or_file())]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -96,9 +99,12 @@ fn backbone_properties(backbone: &PretrainedBackbone) -> Properties {
     let PretrainedBackbone { config, params, preprocess, source, .. } = backbone;
     let size = preprocess.size();
     let location = source.location.as_ref();
+    // A run says more of its objective, below.
+    let method = location.and_then(|at| at.method).filter(|_| source.config.is_none());
     let mut properties = vec![
         ("network", json!(location.map(|location| location.network()))),
         ("naming", json!(location.map(|location| location.naming.label()))),
+        ("method", json!(method.map(Method::label))),
         ("architecture", backbone.architecture().into()),
         ("backbone_parameters", params.specs().parameters().into()),
         ("feature_width", config.output_width().into()),
@@ -195,7 +201,18 @@ fn listing() -> Value {
     let recipe = |recipe: &Recipe| json!({ "name": recipe.name, "summary": recipe.summary() });
     let auto = json!({ "name": auto::NAME, "summary": auto::SUMMARY });
     let recipes: Vec<Value> = [auto].into_iter().chain(RECIPES.iter().map(recipe)).collect();
-    json!({ "architectures": architectures, "recipes": recipes })
+    let here = AutoChoice::here();
+    let precision = |choice: &AutoChoice| {
+        json!({
+            "processor": choice.vendor.map_or("any", Vendor::name),
+            "isa": choice.isa.map_or("any", Isa::name),
+            "precision": choice.precision.name(),
+            "measured": choice.measured,
+            "is_here": choice == here,
+        })
+    };
+    let precisions: Vec<Value> = AUTO_CHOICES.iter().map(precision).collect();
+    json!({ "architectures": architectures, "recipes": recipes, "precisions": precisions })
 }
 
 fn tables(listing: &Value) -> String {
@@ -221,6 +238,13 @@ fn tables(listing: &Value) -> String {
     table.push_str("\n\nrecipes (`esvit pretrain --recipe NAME`)");
     for recipe in rows("recipes") {
         table.push_str(&format!("\n{:16} {}", text(&recipe["name"]), text(&recipe["summary"])));
+    }
+    table.push_str("\n\nprecision `auto`, `*` here (`esvit bench self` measures this machine)");
+    for choice in rows("precisions") {
+        let mark = if choice["is_here"] == true { "*" } else { " " };
+        let [processor, isa, precision, measured] =
+            ["processor", "isa", "precision", "measured"].map(|key| text(&choice[key]));
+        table.push_str(&format!("\n{mark} {processor:6} {isa:12} {precision:5} {measured}"));
     }
     table
 }

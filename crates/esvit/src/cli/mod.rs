@@ -102,7 +102,7 @@ enum Command {
     Export(export::Export),
     /// Compare the tensors of two weights files, whatever their naming.
     Diff(diff::Diff),
-    /// List architectures and recipes, or describe a weights file.
+    /// List architectures, recipes and precisions, or describe a weights file.
     Info(info::Info),
     /// Check this program's numbers against stored reference cases.
     Verify(verify::Verify),

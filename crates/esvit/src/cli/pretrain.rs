@@ -12,7 +12,7 @@ use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
 use esvit_eval::{knn, preview};
 use esvit_files::FileError;
-use esvit_kernels::{pool, profile};
+use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
@@ -432,11 +432,13 @@ pub(super) fn environment() -> serde_json::Value {
         "architecture": std::env::consts::ARCH,
         "threads": pool::threads(),
         "processor": processor(),
+        "isa": isa::current().name(),
         "folder": std::env::current_dir().ok().as_deref().and_then(Path::to_str),
     })
 }
 
-fn processor() -> Option<String> {
+/// The processor, as its system names it.
+pub(super) fn processor() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())

@@ -81,7 +81,7 @@ pub(super) struct Given {
     /// Device that trains.
     #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     device: Option<String>,
-    /// `f32`, `bf16` or `auto`.
+    /// `f32`, `bf16`, `bf16x3` or `auto`.
     #[arg(long, value_name = "NAME", help_heading = LENGTH)]
     precision: Option<String>,
     /// Any setting, for instance `optim.warmup=5% views.flip=0`; `esvit config` prints all of them.

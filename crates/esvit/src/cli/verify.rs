@@ -2,12 +2,19 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use esvit_eval::verify::{Check, Outcome, Report, run, run_built_in};
+use anyhow::{Result, bail};
+use esvit_eval::verify::{Check, Options, Outcome, Report, run, run_built_in};
+use esvit_kernels::isa::{self, Isa};
 use esvit_nn::Device;
+use esvit_nn::ops::Precision;
 use serde_json::{Value, json};
 
+use super::bench::{isa_parser, precision_parser};
 use super::{Exit, Output};
+
+/// Instruction sets that cases can be computed by: those of processors, and AMX in plain Rust.
+const ISAS: [Isa; 6] =
+    [Isa::Baseline, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx, Isa::AmxEmulated];
 
 /// Options of `esvit verify`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +28,13 @@ pub(super) struct Verify {
     /// Device: `cpu`, or one that this build supports.
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: Device,
+    /// Compute by this instruction set, which the machine must have; `amx-emulated` by that in plain Rust
+    /// beside the best that it has [default: the best]
+    #[arg(long, value_name = "NAME", value_parser = isa_parser(&ISAS))]
+    isa: Option<Isa>,
+    /// Precision of networks and losses. Tolerances stay those of f32, which bf16 exceeds.
+    #[arg(long, default_value = "f32", value_parser = precision_parser())]
+    precision: Precision,
     /// Show every comparison, not only the one closest to its tolerance.
     #[arg(long)]
     all: bool,
@@ -31,6 +45,12 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
+        if let Some(isa) = self.isa {
+            take_isa(isa)?;
+        }
+        let Self { device, precision, .. } = self;
+        precision.remark().into_iter().for_each(|remark| output.note(remark));
+        let options = Options { device, precision };
         let mut shown = Ok(());
         let show = |report: &Report| {
             if !self.json {
@@ -39,14 +59,16 @@ impl Verify {
             }
         };
         let reports = match &self.cases {
-            Some(folder) => run(folder, &self.device, show)?,
-            None => run_built_in(&self.device, show),
+            Some(folder) => run(folder, options, show)?,
+            None => run_built_in(options, show),
         };
         shown?;
         let failed = reports.iter().filter(|report| report.failed()).count();
         let passed = reports.iter().filter(|report| report.passed()).count();
         let unsupported = reports.len() - passed - failed;
         let summary = json!({
+            "isa": isa::current().name(),
+            "precision": self.precision.name(),
             "cases": reports.iter().map(as_json).collect::<Vec<_>>(),
             "passed": passed,
             "failed": failed,
@@ -58,6 +80,21 @@ impl Verify {
         let bad = failed > 0 || (self.strict && unsupported > 0);
         Ok(if bad { Exit::CheckFailed } else { Exit::Success })
     }
+}
+
+/// Limits kernels to an instruction set. Another one in its place would verify what was not asked for.
+fn take_isa(isa: Isa) -> Result<()> {
+    isa::limit(isa);
+    let taken = isa::current();
+    if taken != isa {
+        bail!(
+            "this machine has not `{}`, or its system refuses it\n\
+             hint: `--isa {}` is the most that it has",
+            isa.name(),
+            taken.name()
+        );
+    }
+    Ok(())
 }
 
 fn as_json(report: &Report) -> Value {

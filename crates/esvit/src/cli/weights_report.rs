@@ -38,15 +38,19 @@ pub(super) fn print_load_report(path: &Path, backbone: &PretrainedBackbone, outp
     }
 }
 
-/// One line: naming, architecture, tensors.
+/// One line: architecture, method and network, naming, tensors.
 pub(super) fn summary(backbone: &PretrainedBackbone) -> String {
     let SourceFile { location, report, .. } = &backbone.source;
     let naming = location.as_ref().map_or("new", |location| location.naming.label());
+    let method = location.as_ref().and_then(|location| {
+        Some(format!(" of {} (`{}`)", location.method?.label(), location.network()))
+    });
     let left_out: usize = report.left_out.values().map(Vec::len).sum();
     format!(
-        "{}, named as in {naming}, all {} tensors of the backbone matched, \
+        "{}{}, named as in {naming}, all {} tensors of the backbone matched, \
          {left_out} others left out",
         backbone.architecture(),
+        method.unwrap_or_default(),
         report.matched
     )
 }

@@ -1,5 +1,7 @@
 //! Runs that start from other runs, and what there is to see of them.
 
+use esvit_nn::ops::Precision;
+
 use crate::images::{good, unusable};
 use crate::place::{Place, TINY, metadata, tensors};
 
@@ -136,6 +138,16 @@ fn info_tells_what_there_is() {
     assert!((large - 4.5).abs() < 0.1 && small < 1.5, "{tiny}");
     let table = place.well("info");
     assert!(table.stdout.contains("swin_tiny_w7") && table.stdout.contains("materials"), "{table}");
+    // What `auto` takes, and where its rows come from.
+    let precisions = listing["precisions"].as_array().unwrap();
+    let here: Vec<_> = precisions.iter().filter(|row| row["is_here"] == true).collect();
+    assert_eq!((here.len(), &here[0]["precision"]), (1, &Precision::auto().name().into()));
+    for row in precisions {
+        let measured = row["measured"].as_str().unwrap();
+        let mark = if row == here[0] { "* " } else { "  " };
+        let line = table.stdout.lines().find(|line| line.ends_with(measured));
+        assert!(line.is_some_and(|line| line.starts_with(mark)), "{row} {table}");
+    }
 
     let file = "run/checkpoints/epoch=0001-step=00000025.safetensors";
     let facts = place.well(&format!("info {file} --json")).json();

@@ -247,7 +247,7 @@ fn own_images_are_chosen_for_once() {
     assert!(named(&report["rows"], "name", "view")["linear"]["mean"].is_f64(), "{ended}");
     let [both, view] = ["both-0", "view-0"].map(|run| place.settings(&format!("resume c/{run}")));
     let differences = both.differences(&view);
-    assert_eq!(differences, ["objective.region = true (it was false)"]);
+    assert_eq!(differences, ["objective.region.enabled = true (it was false)"]);
     // What was chosen stays, and nothing is timed again.
     assert!(!place.well(line).stderr.contains("recipe `auto`"));
 }
@@ -264,7 +264,8 @@ fn what_would_be_done_is_listed() {
     assert_eq!((&added["done"], &added["steps"]), (&38.into(), &75.into()), "{would}");
     assert_eq!(added["images_seen"], 300, "{would}");
     assert!(would["seconds"].is_null(), "{would}");
-    let region = |variant: usize| &would["variants"][variant]["settings"]["objective"]["region"];
+    let region =
+        |variant: usize| &would["variants"][variant]["settings"]["objective"]["region"]["enabled"];
     assert_eq!((region(0), region(1)), (&false.into(), &true.into()), "{would}");
 
     let timed = place.well(&line("--dry-run"));

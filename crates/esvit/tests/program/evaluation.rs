@@ -1,10 +1,11 @@
 //! k-NN accuracy and features of a trained network.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::images::{encoded, labeled, textured, unusable};
 use crate::place::{Ended, Place};
 use esvit_model::npy::NpyWriter;
+use esvit_nn::ops::Precision;
 use esvit_weights::WeightsFile;
 use image::ImageFormat;
 
@@ -302,6 +303,35 @@ fn what_is_measured_is_what_was_asked_for() {
     assert_eq!((&kernels["isa"], &kernels["precision"]), (&answer["isa"], &"f32".into()));
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));
     assert_eq!((&answer["threads"], answer["seconds"].as_array().unwrap().len()), (&1.into(), 1));
+}
+
+/// Times are measured, not asserted.
+#[test]
+fn the_machine_beside_what_auto_takes() {
+    let place = Place::new();
+    let line = "bench self --arch swin_micro --batch 1 --global-size 64 --local-crops 0 --prototypes 32 --iterations 1";
+    let answer = place.well(&format!("{line} --json")).json();
+    let report = &answer["report"];
+    assert_eq!((&report["forward_batch"], &report["rounds"]), (&2.into(), &json!([1, 1])));
+    let choices = report["choices"].as_array().unwrap();
+    let is_positive = |choice: &Value, key: &str| choice[key].as_f64().is_some_and(|v| v > 0.0);
+    for choice in choices {
+        assert!(
+            is_positive(choice, "peak_gflops") && is_positive(choice, "limit_gflops"),
+            "{choice}"
+        );
+        assert_eq!(choice["step_s"].is_null(), choice["forward_s"].is_null(), "{choice}");
+    }
+    let auto: Vec<&Value> = choices.iter().filter(|choice| choice["is_auto"] == true).collect();
+    assert_eq!((auto.len(), &auto[0]["precision"]), (1, &Precision::auto().name().into()));
+    assert!(is_positive(auto[0], "step_s") && is_positive(auto[0], "forward_s"), "{answer}");
+    let row = answer["row"].as_str().unwrap();
+    assert!(!row.contains("not measured"), "{row}");
+
+    // Within a limit.
+    let ended = place.well(&format!("{line} --isa avx2"));
+    assert!(!ended.stdout.contains("avx512") && ended.stdout.contains("  auto\n"), "{ended}");
+    ended.says(&["measuring products alone", "measuring training steps", "measuring forward"]);
 }
 
 #[test]

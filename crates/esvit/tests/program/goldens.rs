@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use esvit_eval::verify::{Outcome, Report, run};
-use esvit_nn::Device;
+use esvit_eval::verify::{Options, Outcome, Report, run};
+use esvit_kernels::isa::{self, Isa};
 
 use crate::place::Place;
 
@@ -12,7 +12,7 @@ fn workspace() -> &'static Path {
 }
 
 fn reports(folder: &Path) -> Vec<Report> {
-    run(folder, &Device::Cpu, |_| ()).unwrap()
+    run(folder, Options::default(), |_| ()).unwrap()
 }
 
 /// Cases for which `holds` is false, with the comparisons that do not hold.
@@ -77,4 +77,25 @@ fn the_program_counts_cases() {
     let comparison = &json["cases"][1]["comparisons"][0];
     assert!(comparison["passed"] == true && comparison["tolerance"].is_number(), "{json}");
     place.run("verify nowhere").expect(1).says(&["`nowhere`"]);
+}
+
+/// By each instruction set that the machine has; one that it has not is refused, since another one would
+/// verify something else.
+#[test]
+fn cases_by_instruction_set() {
+    let place = cases(r#"{"kind": "backbone", "family": "of tomorrow"}"#);
+    let sets = Isa::ALL.into_iter().chain([Isa::AmxEmulated]);
+    for isa in sets {
+        let line = format!("verify cases --json --isa {}", isa.name());
+        if isa <= isa::detected() || isa == Isa::AmxEmulated {
+            let json = place.well(&line).json();
+            assert_eq!((&json["isa"], &json["passed"]), (&isa.name().into(), &1.into()), "{json}");
+        } else {
+            let best = format!("`--isa {}`", isa::detected().name());
+            place.run(&line).expect(1).says(&["this machine has not `", isa.name(), &best]);
+        }
+    }
+    let json = place.well("verify cases --json --precision bf16x3").json();
+    assert_eq!((&json["precision"], &json["passed"]), (&"bf16x3".into(), &1.into()), "{json}");
+    place.run("verify cases --isa abacus").expect(2).says(&["abacus", "amx-emulated"]);
 }

@@ -182,3 +182,51 @@ fn transfer_goes_on_where_it_stopped() {
     assert!(table.stdout.contains("ties on 2"), "{table}");
     assert_eq!(kept().lines().count(), 4);
 }
+
+/// A set is compared by the metric of its name: the folder's, or one that is given.
+#[test]
+fn transfer_measures_each_set_by_its_metric() {
+    let place = Place::with_a_run();
+    for set in ["flowers102", "photos", "two", "own"] {
+        labeled(&place, &format!("sets/{set}/train"), 8);
+        labeled(&place, &format!("sets/{set}/test"), 2);
+    }
+    for folder in ["flowers102/test", "two/train", "two/test"] {
+        std::fs::remove_dir_all(place.path(&format!("sets/{folder}/green"))).unwrap();
+    }
+    let mut file = "image,labels\n".to_string();
+    for (part, count) in [("train", 8), ("test", 2)] {
+        for number in 0..count {
+            for (class, held) in [("red", "warm;color"), ("blue", "color"), ("green", "")] {
+                file += &format!("{part}/{class}/{number}.png,{held}\n");
+            }
+        }
+    }
+    place.write("sets/own/labels.csv", file);
+    let line = format!(
+        "eval transfer --checkpoint {CHECKPOINT} --solver logistic --l2 0.001 --n 2 --sets"
+    );
+    let sets = "sets/flowers102 sets/photos mean_per_class=sets/photos roc_auc=sets/two sets/own \
+                VOC2007=sets/own voc2007=sets/photos";
+    let ended = place.run(&format!("{line} {sets} --json")).expect(1).says(&[
+        "1 class of `sets/flowers102` without a query image is left out of mean per class: `green`",
+        "left out the set `sets/photos`: 11-point mAP cannot be measured",
+    ]);
+    let answer = ended.json();
+    let sets = answer["sets"].as_array().unwrap();
+    let metrics: Vec<&str> = sets.iter().map(|set| set["metric"].as_str().unwrap()).collect();
+    let expected = ["mean_per_class", "top1", "mean_per_class", "roc_auc", "map", "map_11_point"];
+    assert_eq!(metrics, expected);
+    for (set, metric) in sets.iter().zip(metrics) {
+        // By chance it is a third to a half.
+        let value = number(&set["value"]);
+        assert!(value > 70.0 && value == number(&set["best"][metric]), "{set}");
+        assert_eq!(set["interval"].is_null(), metric != "top1", "{set}");
+    }
+    assert_eq!(sets[0]["left_out"], serde_json::json!(["green"]));
+    assert_eq!(place.folder("").lines("transfer.jsonl")[3]["metric"], "roc_auc");
+
+    let table = place.well(&format!("{line} sets/photos roc_auc=sets/two")).stdout;
+    assert!(table.contains("ROC-AUC") && table.contains("top-1 "), "{table}");
+    place.run(&format!("{line} accuracy=sets/photos")).expect(2).says(&["neither a metric"]);
+}

@@ -30,6 +30,7 @@ mod mistakes;
 mod outputs;
 mod paths;
 mod place;
+mod region;
 mod report;
 mod resolved;
 mod settings;

@@ -71,7 +71,7 @@ fn published_flags_are_settings() {
     assert_eq!((config.model.arch.as_str(), config.train.batch_size), ("swin_tiny_w14", 8));
     assert_eq!((config.optim.lr, config.seed, config.train.epochs), (1e-3, 5, Some(12)));
     let objective = esvit(config.objective);
-    assert!(objective.mixup.enabled && !objective.region && objective.head.norm_last_layer);
+    assert!(objective.mixup.enabled && !objective.region.enabled && objective.head.norm_last_layer);
     assert_eq!(config.views.sizes(), [224, 224, 64, 64, 64, 64]);
 }
 
@@ -166,7 +166,7 @@ fn every_flag_of_the_scripts_has_its_setting() {
         ("--teacher_temp 0.06", "/objective/teacher_temp", json!(0.06)),
         ("--warmup_teacher_temp 0.03", "/objective/warmup_teacher_temp", json!(0.03)),
         ("--warmup_teacher_temp_epochs 4", "/objective/teacher_temp_warmup", json!("4 epochs")),
-        ("--use_dense_prediction false", "/objective/region", json!(false)),
+        ("--use_dense_prediction false", "/objective/region/enabled", json!(false)),
         ("--use_mixup true", "/objective/mixup/enabled", json!(true)),
         ("--num_mixup_views 4", "/objective/mixup/views", json!(4)),
         ("--out_dim 77", "/objective/head/out_dim", json!(77)),

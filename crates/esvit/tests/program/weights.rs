@@ -184,6 +184,38 @@ fn in_one_file(place: &Place, names: [&str; 2], out: &str) {
     write_torch(&mut file, &Tree::Dict(networks)).unwrap();
 }
 
+/// The names of MoBY's program tell the method, and which of its networks is evaluated.
+#[test]
+fn the_method_of_a_checkpoint_is_said() {
+    let place = Place::with_a_run();
+    let mut tensors = Vec::new();
+    for (key, prefix) in [("student", "encoder."), ("teacher", "encoder_k.")] {
+        let line = format!("export --checkpoint {CHECKPOINT} --key {key} --format timm");
+        place.well(&format!("{line} --out {key}.safetensors"));
+        let file = WeightsFile::open(&place.path(&format!("{key}.safetensors"))).unwrap();
+        for info in file.tensors() {
+            let values = file.read_f32(info).unwrap();
+            let values = move || Ok(Values::F32(Cow::Owned(values.clone())));
+            let tensor = Tensor::new(&info.shape, Dtype::F32, values);
+            tensors.push((format!("{prefix}{}", info.name), Tree::Tensor(tensor)));
+        }
+    }
+    let zeros = || Ok(Values::F32(Cow::Borrowed(&[0.0; 4][..])));
+    for name in ["projector.linear_out.weight", "projector_k.linear_out.weight"] {
+        tensors.push((name.into(), Tree::Tensor(Tensor::new(&[2, 2], Dtype::F32, zeros))));
+    }
+    let mut file = File::create(place.path("moby.pth")).unwrap();
+    write_torch(&mut file, &Tree::Dict(vec![("model".into(), Tree::Dict(tensors))])).unwrap();
+    let facts = place.well("info moby.pth --json").json();
+    assert_eq!((&facts["method"], &facts["network"]), (&"MoBY".into(), &"encoder".into()));
+    let facts = place.well("info moby.pth --json --key encoder_k").json();
+    assert_eq!((&facts["method"], &facts["network"]), (&"MoBY".into(), &"encoder_k".into()));
+    let facts = place.well(&format!("info {CHECKPOINT} --json")).json();
+    assert!(facts["method"].is_null(), "the settings of a run say more: {facts}");
+    let said = ["of MoBY (`encoder`), named as in timm"];
+    place.well("embed --checkpoint moby.pth --out features.npy").says(&said);
+}
+
 /// Every hint about a network that must be chosen can be followed where it is given.
 #[test]
 fn a_run_begins_from_the_network_that_is_named() {

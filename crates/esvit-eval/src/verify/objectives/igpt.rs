@@ -4,7 +4,7 @@ use esvit_data::augment::Normalization;
 use esvit_nn::backbone::igpt::{IgptConfig, NORM_EPS, Variant, set_palette, to_byte};
 use esvit_nn::backbone::{BackboneConfig, Input, TokenMask};
 use esvit_nn::params::{Init, ParamId, ParamSpec};
-use esvit_nn::{ForwardCtx, Network, Params, Tape, Tensor, ops};
+use esvit_nn::{Network, Params, Tape, Tensor, ops};
 use esvit_train::objective::igpt::{OutputTable, Predicted, color_loss};
 use esvit_train::objective::supervised::{cross_entropy, one_hot};
 use serde::Deserialize;
@@ -95,7 +95,7 @@ pub(super) fn run(case: &Case) -> Result<Checks<'_>> {
         token: Tensor::zeros([settings.embed_dim], &case.device),
     });
     let input = Input { images: vec![images(&tokens, [batch, side], case)], mask: mask.as_ref() };
-    let ctx = ForwardCtx::eval();
+    let ctx = case.eval();
     let rows = network.backbone().features(&tracked, input, &ctx).region;
 
     let mut checks = Checks::of(case);

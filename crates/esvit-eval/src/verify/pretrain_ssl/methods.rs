@@ -71,7 +71,10 @@ impl Method {
                 MobyConfig { queue_length, temperature, momentum_teacher, hidden_dim, out_dim }
                     .build(scope, setup)
             }
-            Self::Byol => ByolConfig { momentum_teacher, hidden_dim, out_dim }.build(scope, setup),
+            Self::Byol => {
+                ByolConfig { momentum_teacher, hidden_dim, out_dim, ..ByolConfig::default() }
+                    .build(scope, setup)
+            }
             Self::Swav => SwavConfig {
                 prototypes: case.head.prototypes,
                 temperature,
@@ -151,7 +154,7 @@ impl Method {
             }
             Self::Swav => {
                 let Swav { head, .. } = shared::<Swav>(objective);
-                let ctx = ForwardCtx::teacher();
+                let ctx = ForwardCtx::teacher().with_precision(learner.settings.precision);
                 let features = learner.network.features(student, views, &ctx);
                 let embedding = head.embed(student, features.view, &ctx);
                 let scores = embedding.clone().matmul(head.prototypes(student).transpose());
@@ -159,7 +162,7 @@ impl Method {
             }
             Self::DenseCl => {
                 let DenseCl { neck, .. } = shared::<DenseCl>(objective);
-                let ctx = ForwardCtx::teacher();
+                let ctx = ForwardCtx::teacher().with_precision(learner.settings.precision);
                 let features = learner.network.features(student, &views[..1], &ctx);
                 let embedded = neck.forward(student, features.view, features.region, &ctx);
                 let [batch, outputs] = embedded.global.dims();
@@ -196,7 +199,7 @@ struct Views<'a> {
 
 impl<'a> Views<'a> {
     fn new(learner: &Learner, params: &'a Params, views: &[Tensor]) -> Self {
-        let ctx = ForwardCtx::teacher();
+        let ctx = ForwardCtx::teacher().with_precision(learner.settings.precision);
         let features = learner.network.features_by_crop(params, views, &ctx).view;
         Self { params, features, count: views.len(), batch: views[0].shape()[0], ctx }
     }

@@ -240,12 +240,14 @@ pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
 fn learner(case: &Case, method: Method, settings: &Settings) -> Result<Learner> {
     let backbone = settings.backbone()?;
     let (network, objective) = Network::new(&backbone, 0.0, |scope, width| {
-        let (blocks, device) = (backbone.blocks(), case.device);
-        method.objective(settings, scope, &Setup { width, blocks, device, ..Setup::default() })
+        let (blocks, device, precision) = (backbone.blocks(), case.device, case.precision);
+        let setup = Setup { width, blocks, device, precision, ..Setup::default() };
+        method.objective(settings, scope, &setup)
     });
     let learner_settings = LearnerSettings {
         clip_grad: settings.clip_grad_norm,
         clip_scope: ClipScope::Global,
+        precision: case.precision,
         ..LearnerSettings::default()
     };
     let specs = network.specs().clone();

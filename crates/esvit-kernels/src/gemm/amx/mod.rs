@@ -26,7 +26,7 @@ use crate::element::{Bf16, Element};
 pub(super) use emulation::Emulation;
 #[cfg(target_arch = "x86_64")]
 pub(super) use instructions::Instructions;
-use tiles::{ROW_BYTES, SIDE, TileUnit};
+use tiles::{OPERANDS, ROW_BYTES, SIDE, TileUnit};
 
 /// K values of a tile of an operand.
 pub(super) const TILE_K: usize = SIDE * PAIR;
@@ -207,6 +207,49 @@ unsafe fn multiply<U: TileUnit, const ROWS: usize, const COLUMNS: usize>(
             unit.multiply::<3, 5, 7>();
         }
     }
+}
+
+/// Tiles of accumulators of [`registers`].
+const SUMS: usize = 4;
+
+/// Multiply-accumulates of a turn of [`registers`].
+pub(super) const REGISTER_MACS: usize = SUMS * SIDE * SIDE * TILE_K;
+
+/// Multiplies tiles of ones, four products a turn, and returns the sum of all accumulators.
+///
+/// # Safety
+/// The machine has what the unit needs.
+pub(super) unsafe fn registers<U: TileUnit>(turns: usize) -> f32 {
+    let ones = Aligned([[Bf16::from_f32(1.0); TILE_K]; SIDE]);
+    let mut sums = Aligned([[[0f32; SIDE]; SIDE]; SUMS]);
+    let mut operands: [Range<usize>; OPERANDS] = std::array::from_fn(|_| 0..0);
+    operands[0] = addresses(&ones.0);
+    operands[1] = addresses(&sums.0);
+    // SAFETY: the caller says that the machine has what the unit needs; all tiles are whole.
+    unsafe {
+        let mut unit = U::new(operands);
+        unit.zero::<0>();
+        unit.zero::<1>();
+        unit.zero::<2>();
+        unit.zero::<3>();
+        let first = ones.0.as_ptr().cast();
+        unit.load::<4>(first, ROW_BYTES);
+        unit.load::<5>(first, ROW_BYTES);
+        unit.load::<6>(first, ROW_BYTES);
+        unit.load::<7>(first, ROW_BYTES);
+        for _ in 0..turns {
+            unit.multiply::<0, 4, 6>();
+            unit.multiply::<1, 4, 7>();
+            unit.multiply::<2, 5, 6>();
+            unit.multiply::<3, 5, 7>();
+        }
+        let [a, b, c, d] = &mut sums.0;
+        unit.store::<0>(a.as_mut_ptr().cast(), ROW_BYTES);
+        unit.store::<1>(b.as_mut_ptr().cast(), ROW_BYTES);
+        unit.store::<2>(c.as_mut_ptr().cast(), ROW_BYTES);
+        unit.store::<3>(d.as_mut_ptr().cast(), ROW_BYTES);
+    }
+    sums.0.as_flattened().as_flattened().iter().sum()
 }
 
 /// GEMM by a unit.

@@ -147,6 +147,7 @@ fn nothing_beyond_the_operands() {
             for (transposed, ends) in [(false, true), (true, true), (false, false), (true, false)] {
                 within_bounds::<f32>(shape, transposed, ends);
                 within_bounds::<Bf16>(shape, transposed, ends);
+                within_bounds::<Bf16x3>(shape, transposed, ends);
             }
         }
     });

@@ -2,7 +2,8 @@
 
 use esvit_settings::{SettingError, check, settings};
 
-use crate::backbone::Stage;
+use crate::backbone::config::dashed;
+use crate::backbone::{CHANNELS, Stage};
 use crate::limits::{self, check_count};
 use crate::ops::Filter;
 
@@ -59,19 +60,10 @@ impl CvtConfig {
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let depths = &self.depths;
-        let (stages, most) = (depths.len(), limits::STAGES);
-        let need = format!("a network has at most {most} stages");
-        check(stages <= most, "depths", format_args!("a list of {stages}"), need)?;
-        let has_blocks = !depths.is_empty() && !depths.contains(&0);
-        check(has_blocks, "depths", format_args!("{depths:?}"), "every stage needs a block")?;
-        let blocks = depths.iter().fold(0usize, |sum, &blocks| sum.saturating_add(blocks));
-        let need = format!("a network has at most {} blocks", limits::BLOCKS);
-        check(blocks <= limits::BLOCKS, "depths", format_args!("{depths:?}"), need)?;
-
-        let one_each = |key: &str, numbers: usize| {
-            let need = format!("`depths` has {stages} stages, give one number for each");
-            check(numbers == stages, key, format_args!("a list of {numbers}"), need)
-        };
+        limits::check_depths("depths", depths)?;
+        let stages = depths.len();
+        let one_each =
+            |key: &str, count: usize| limits::check_one_each(key, count, ("depths", stages));
         for (key, list, most) in [
             ("embed_dims", &self.embed_dims, limits::WIDTH),
             ("num_heads", &self.num_heads, limits::WIDTH),
@@ -98,15 +90,12 @@ impl CvtConfig {
     fn validate_stage(&self, stage: usize) -> Result<(), SettingError> {
         let of_stage = |key: &str| format!("{key}[{stage}]");
         let (width, heads) = (self.embed_dims[stage], self.num_heads[stage]);
-        let need = format!("it must divide the stage's width {width}");
-        check(width.is_multiple_of(heads), &of_stage("num_heads"), heads, need)?;
+        let what = format!("the stage's width {width}");
+        limits::check_heads(&of_stage("num_heads"), heads, width, what)?;
         let (patch, padding) = (self.patch_sizes[stage], self.patch_paddings[stage]);
         let need = format!("it must be less than the filter's side {patch}");
         check(padding < patch, &of_stage("patch_paddings"), padding, need)?;
-        let (ratio, most) = (self.mlp_ratios[stage], limits::MLP_RATIO);
-        let is_ratio = width as f64 * ratio >= 1.0 && ratio <= most;
-        let need = format!("it must be positive and at most {most}");
-        check(is_ratio, &of_stage("mlp_ratios"), ratio, need)
+        limits::check_ratio(&of_stage("mlp_ratios"), self.mlp_ratios[stage], width)
     }
 
     /// Number of weights in blocks and convolutions, biases and norms apart.
@@ -130,7 +119,6 @@ impl CvtConfig {
                 format!("it must leave a token in every stage, and be at most {most} pixels");
             check(side <= most && self.last_map(side) > 0, key, side, need)?;
         }
-        let ([height, width], most) = (sides, limits::PAIRS);
         let mut map = sides;
         for stage in 0..self.stages() {
             map = map.map(|side| self.count(stage, side));
@@ -138,13 +126,10 @@ impl CvtConfig {
             let padded = map.map(|side| side.next_multiple_of(window));
             let pairs = padded[0] * padded[1] * window * window;
             let values = map[0] * map[1] * self.patch_sizes[stage].pow(2);
-            for (count, what) in [
-                (pairs, format!("windows have {pairs} pairs of tokens")),
-                (values, format!("patches have {values} tokens")),
-            ] {
-                let need = format!("its {what}, the most is {most}");
-                check(count <= most, key, format_args!("{height} x {width}"), need)?;
-            }
+            let what = format!("its windows have {pairs} pairs of tokens");
+            limits::check_work(key, sides, pairs, what)?;
+            let what = format!("its patches have {values} tokens");
+            limits::check_work(key, sides, values, what)?;
         }
         Ok(())
     }
@@ -162,10 +147,8 @@ impl CvtConfig {
 
     /// The shape in a few words.
     pub(crate) fn describe(&self) -> String {
-        let joined =
-            |list: &[usize]| list.iter().map(usize::to_string).collect::<Vec<_>>().join("-");
-        let [depths, widths, windows] =
-            [&self.depths, &self.embed_dims, &self.window_sizes].map(|list| joined(list));
+        let [depths, widths, windows] = [&self.depths, &self.embed_dims, &self.window_sizes]
+            .map(|list| dashed(list.iter().copied()));
         let stem = if self.res_stem { ", a stem of convolutions" } else { "" };
         format!("{depths} blocks, widths {widths}, windows {windows}{stem}")
     }
@@ -177,7 +160,7 @@ impl CvtConfig {
 
     /// The filters of the convolutions that make the tokens of a stage.
     pub(super) fn filters(&self, stage: usize) -> Vec<Filter> {
-        let before = stage.checked_sub(1).map_or(super::CHANNELS, |before| self.embed_dims[before]);
+        let before = stage.checked_sub(1).map_or(CHANNELS, |before| self.embed_dims[before]);
         if stage == 0 && self.res_stem {
             let width = self.embed_dims[stage];
             let inputs = [before, width, width].into_iter();

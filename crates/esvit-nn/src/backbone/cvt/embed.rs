@@ -1,6 +1,8 @@
 //! What makes the tokens of a stage: a convolution and a norm, or the stem.
 
-use super::{CvtConfig, TokenMaps};
+use super::CvtConfig;
+use crate::backbone::multi_stage::Embedding;
+use crate::backbone::{TokenMaps, TokenMask};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, Conv, LayerNorm, WEIGHT_STD};
 use crate::ops::Filter;
@@ -11,14 +13,14 @@ const WEIGHTS: Init = Init::TruncatedNormal(WEIGHT_STD);
 
 /// The tokens of a stage from the map before it, which for the first stage is the image.
 #[derive(Debug)]
-pub(super) enum Embedding {
+pub enum Embed {
     /// A convolution with overlapping patches, then layer normalization.
     Patches(Conv, LayerNorm),
     /// Several convolutions, each with batch normalization and ReLU.
     Stem(Vec<(Conv, BatchNorm)>),
 }
 
-impl Embedding {
+impl Embed {
     /// That of a stage, whose scope is given.
     pub(super) fn new(scope: &mut Scope<'_>, config: &CvtConfig, stage: usize) -> Self {
         let width = config.embed_dims[stage];
@@ -37,17 +39,19 @@ impl Embedding {
         };
         Self::Stem(filters.into_iter().enumerate().map(layer).collect())
     }
+}
 
-    pub(super) fn forward(
+impl Embedding for Embed {
+    fn forward(
         &self,
         params: &Params,
         mut maps: TokenMaps,
+        mask: Option<&TokenMask>,
         ctx: &ForwardCtx,
     ) -> TokenMaps {
-        match self {
+        let maps = match self {
             Self::Patches(conv, norm) => {
-                let TokenMaps { rows, segments } = conv.forward(params, maps, ctx);
-                TokenMaps { rows: norm.forward(params, rows, ctx), segments }
+                norm.forward_maps(params, conv.forward(params, maps, ctx), ctx)
             }
             Self::Stem(layers) => {
                 for (conv, norm) in layers {
@@ -57,6 +61,7 @@ impl Embedding {
                 }
                 maps
             }
-        }
+        };
+        maps.masked(mask)
     }
 }

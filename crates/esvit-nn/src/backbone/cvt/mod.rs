@@ -7,131 +7,55 @@
 //! so that padding takes part in it, in the statistics of the batch and in attention; and the MLP
 //! has QuickGELU.
 
-mod block;
+mod attention;
 mod config;
 mod embed;
 mod windows;
 
-use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
-use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
-use crate::forward_ctx::ForwardCtx;
-use crate::layers::LayerNorm;
-use crate::params::{Params, Part, Scope};
-use crate::tensor::Tensor;
-use block::Block;
+use super::Family;
+use super::multi_stage::{Layers, MultiStage};
+use crate::layers::{LayerNorm, Linear};
+use crate::ops::Activation;
+use crate::params::Scope;
+use attention::Attention;
 #[cfg(test)]
 pub(super) use config::tests;
-use embed::Embedding;
+use embed::Embed;
 use windows::PaddedWindows;
 
 pub use config::{CvtConfig, NORM_EPS};
 
-/// Channels of an image.
-const CHANNELS: usize = 3;
-
 /// A convolutional vision transformer over parameters with the official names.
-#[derive(Debug)]
-pub struct Cvt {
-    config: CvtConfig,
-    stages: Vec<(Embedding, Vec<Block>)>,
-    norm: LayerNorm,
-    windows: PaddedWindows,
-}
+pub type Cvt = MultiStage<Embed, Attention>;
 
 impl Cvt {
     /// Registers the parameters in the official order. `drop_path` is the rate of the last block;
     /// rates grow linearly from 0 at the first.
     pub fn new(scope: &mut Scope<'_>, config: &CvtConfig, drop_path: f64) -> Self {
-        let total: usize = config.depths.iter().sum();
-        let (mut stages, mut index) = (Vec::new(), 0usize);
-        for (stage, &depth) in config.depths.iter().enumerate() {
-            let mut scope = scope.at(format_args!("stage{stage}"));
-            // What lies between two stages belongs to the block before.
-            let part = index.checked_sub(1).map_or(Part::Embedding, Part::Block);
-            let embedding = Embedding::new(&mut scope.at(0).part(part), config, stage);
-            let mut blocks = Vec::new();
-            for block in 0..depth {
-                let rate = drop_path * index as f64 / (total.max(2) - 1) as f64;
-                let mut scope = scope.at(format_args!("1.layers.{block}")).part(Part::Block(index));
-                blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
-                index += 1;
-            }
-            stages.push((embedding, blocks));
-        }
-        let width = config.embed_dims[config.stages() - 1];
-        let mut scope = scope.at("norm").part(Part::FinalNorm);
-        let norm = LayerNorm::new(&mut scope, width, config.norm_eps);
-        Self { config: config.clone(), stages, norm, windows: PaddedWindows::default() }
-    }
-
-    /// Calls `visit` with every block and the maps before it: it returns those after, or None to
-    /// end the pass.
-    fn pass(
-        &self,
-        params: &Params,
-        input: Input<'_>,
-        ctx: &ForwardCtx,
-        visit: &mut dyn FnMut(&Block, TokenMaps) -> Option<TokenMaps>,
-    ) -> Option<TokenMaps> {
-        let Input { images, mask } = input;
-        let mut maps = TokenMaps::of_pixels(images);
-        for (stage, (embedding, blocks)) in self.stages.iter().enumerate() {
-            maps = embedding.forward(params, maps, ctx);
-            if let (0, Some(mask)) = (stage, mask) {
-                maps.rows = mask.apply(maps.rows);
-            }
-            for block in blocks {
-                maps = visit(block, maps)?;
-            }
-        }
-        Some(maps)
-    }
-}
-
-impl Backbone for Cvt {
-    fn family(&self) -> &'static str {
-        Family::Cvt.label()
-    }
-
-    fn stages(&self) -> Vec<super::Stage> {
-        self.config.stage_table()
-    }
-
-    fn run(
-        &self,
-        params: &Params,
-        input: Input<'_>,
-        ctx: &ForwardCtx,
-        tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
-    ) -> Option<TokenMaps> {
-        self.pass(params, input, ctx, &mut |block, maps| {
-            let maps = block.forward(params, maps, &self.windows, ctx);
-            let Block { index, stage, ends_stage, .. } = *block;
-            let goes_on = tap(BlockOutput { index, stage, ends_stage, maps: &maps }).is_continue();
-            goes_on.then_some(maps)
-        })
-    }
-
-    fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
-    }
-
-    fn attention(
-        &self,
-        params: &Params,
-        images: Tensor,
-        blocks: Range<usize>,
-        observe: &mut dyn FnMut(usize, AttentionMap),
-    ) -> Result<(), NoAttention> {
-        let ctx = ForwardCtx::eval();
-        self.pass(params, vec![images].into(), &ctx, &mut |block, maps| {
-            if blocks.contains(&block.index) {
-                observe(block.index, block.attention(params, &maps, &self.windows));
-            }
-            let goes_on = block.index + 1 < blocks.end;
-            goes_on.then(|| block.forward(params, maps, &self.windows, &ctx))
-        });
-        Ok(())
+        let windows = Arc::new(PaddedWindows::default());
+        Self::register(
+            scope,
+            (Family::Cvt, config.stage_table()),
+            [config.norm_eps, drop_path],
+            |scope, stage| Embed::new(&mut scope.at(format_args!("stage{stage}.0")), config, stage),
+            |scope, [stage, block, _]| {
+                let mut scope = scope.at(format_args!("stage{stage}.1.layers.{block}"));
+                let [width, hidden] = [config.embed_dims[stage], config.hidden_width(stage)];
+                let mut first = scope.at(0);
+                let norm1 = LayerNorm::new(&mut first.at("norm"), width, config.norm_eps);
+                let attention = Attention::new(&mut first.at("fn"), config, stage, &windows);
+                let mut second = scope.at(1);
+                Layers {
+                    norm1,
+                    attention,
+                    norm2: LayerNorm::new(&mut second.at("norm"), width, config.norm_eps),
+                    fc1: Linear::pointwise(&mut second.at("fn.net.0"), width, hidden),
+                    fc2: Linear::pointwise(&mut second.at("fn.net.2"), hidden, width),
+                    activation: Activation::QuickGelu,
+                }
+            },
+        )
     }
 }

@@ -1,9 +1,9 @@
 //! Windows of maps that are padded to whole ones.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::backbone::maps::with_zero_token;
+use crate::memo::Memo;
 use crate::ops::{AttentionGroups, GroupTable, ImageRows, WindowMap};
 use crate::tensor::Tensor;
 
@@ -56,15 +56,13 @@ type Sizes = ([usize; 2], usize);
 /// The windows of every map size used so far.
 #[derive(Debug, Default)]
 pub(super) struct PaddedWindows {
-    made: Mutex<HashMap<Sizes, Arc<Windows>>>,
+    made: Memo<Sizes, Windows>,
 }
 
 impl PaddedWindows {
     /// Those of this map, made on first use.
     pub(super) fn get(&self, map: [usize; 2], window: usize) -> Arc<Windows> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let windows = made.entry((map, window));
-        windows.or_insert_with(|| Arc::new(Windows::new(map, window))).clone()
+        self.made.get((map, window), || Windows::new(map, window))
     }
 }
 

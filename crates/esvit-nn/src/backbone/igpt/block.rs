@@ -107,7 +107,9 @@ impl Block {
         let images = segments.iter().map(|segment| segment.images).sum();
         let scales = |branch| ctx.drop_path(images, self.drop_path, branch);
         let branch = 2 * self.index as u64;
-        let [q, kv] = self.queries_keys_and_values(params, rows.clone(), ctx);
+        let (qkv, width) =
+            (self.queries_keys_and_values(params, rows.clone(), ctx), self.proj.size[0]);
+        let (q, kv) = (qkv.clone().narrow(1, 0, width), qkv.narrow(1, width, 2 * width));
         let tokens = ops::tokens_per_image(&segments);
         let context = if self.is_causal {
             ops::causal_attention(q, kv, &tokens, self.heads, ctx.precision)
@@ -127,27 +129,19 @@ impl Block {
 
     /// The attention of a batch of images of one size.
     pub(super) fn attention(&self, params: &Params, maps: &TokenMaps) -> AttentionMap {
-        let [q, kv] = self.queries_keys_and_values(params, maps.rows.clone(), &ForwardCtx::eval());
-        let segment = maps.segments[0];
-        let tokens = segment.tokens();
-        let weights = if self.is_causal {
-            ops::causal_attention_weights(q, kv, tokens, self.heads)
-        } else {
-            ops::cross_attention_weights(q, kv, [tokens; 2], self.heads)
-        };
-        AttentionMap::whole(weights, segment)
+        let qkv = self.queries_keys_and_values(params, maps.rows.clone(), &ForwardCtx::eval());
+        let (segment, heads, device) = (maps.segments[0], self.heads, qkv.device());
+        let hidden = self.is_causal.then(|| {
+            let tokens = segment.tokens();
+            let hidden = Tensor::new(ops::later_keys(tokens), [1, 1, tokens, tokens], &device);
+            hidden.expand([1, heads, tokens, tokens])
+        });
+        AttentionMap::whole(segment, qkv, heads).with_bias(hidden)
     }
 
-    /// `[tokens, C]` and `[tokens, 2 C]`, of the block's input.
-    fn queries_keys_and_values(
-        &self,
-        params: &Params,
-        rows: Tensor,
-        ctx: &ForwardCtx,
-    ) -> [Tensor; 2] {
+    /// `[tokens, 3 C]`, of the block's input.
+    fn queries_keys_and_values(&self, params: &Params, rows: Tensor, ctx: &ForwardCtx) -> Tensor {
         let normed = self.normed(params, rows);
-        let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
-        let width = self.proj.size[0];
-        [qkv.clone().narrow(1, 0, width), qkv.narrow(1, width, 2 * width)]
+        self.qkv.forward(params, normed, Activation::None, ctx)
     }
 }

@@ -83,8 +83,8 @@ impl IgptConfig {
         let (colors, need) = (self.colors, format!("it must be between 2 and {}", limits::WIDTH));
         check((2..=limits::WIDTH).contains(&colors), "colors", colors, need)?;
         let (heads, width) = (self.num_heads, self.embed_dim);
-        let need = format!("it must divide `embed_dim`, which is {width}");
-        check(heads > 0 && width.is_multiple_of(heads), "num_heads", heads, need)?;
+        let what = format!("`embed_dim`, which is {width}");
+        limits::check_heads("num_heads", heads, width, what)?;
         limits::check_norm_eps(self.norm_eps)?;
         let (size, patch) = (self.img_size, self.patch_size);
         check(size >= patch, "img_size", size, format!("it holds no patch of {patch} pixels"))?;
@@ -102,15 +102,11 @@ impl IgptConfig {
     /// Checks that attention over an image of this size can be computed; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         let patch = self.patch_size;
-        let need = format!("it must be between a patch of {patch} and {} pixels", limits::SIDE);
-        for side in sides {
-            check((patch..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
+        limits::check_sides(key, sides, patch, format_args!("a patch of {patch}"))?;
         let [height, width] = sides;
         let tokens = (height / patch) * (width / patch);
         let pairs = tokens * tokens;
-        let need = format!("its {tokens} tokens have {pairs} pairs, the most is {}", limits::PAIRS);
-        check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
+        limits::check_work(key, sides, pairs, format!("its {tokens} tokens have {pairs} pairs"))
     }
 
     /// The stages: one.

@@ -14,13 +14,14 @@ mod quantize;
 
 use std::ops::{ControlFlow, Range};
 
+use super::drop_path::rate;
 use super::maps::joined;
 use super::vit::PositionResize;
 use super::vit::positions::PositionMatrices;
-use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
+use super::{AttentionMap, Backbone, BlockOutput, CHANNELS, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::WEIGHT_STD;
-use crate::ops::{self, Segment};
+use crate::ops;
 use crate::params::{Init, ParamId, Params, Part, Role, Scope};
 use crate::tensor::Tensor;
 use block::{Block, RmsNorm};
@@ -58,14 +59,15 @@ impl Igpt {
         let (width, colors, side) = (config.embed_dim, config.colors, config.grid());
         let init = Init::TruncatedNormal(WEIGHT_STD);
         // Colors from all over, until there is a palette.
-        let palette = scope.register(PALETTE, &[colors, 3], Init::Uniform(1.0), Role::Frozen);
+        let palette =
+            scope.register(PALETTE, &[colors, CHANNELS], Init::Uniform(1.0), Role::Frozen);
         let embeddings = scope.at("wte").param("weight", &[colors, width], init);
         let of_positions = Init::TruncatedNormal(POSITION_STD);
         let positions = scope.at("wpe").param("weight", &[side * side, width], of_positions);
         let is_causal = config.variant == Variant::Autoregressive;
         let start = is_causal.then(|| scope.param("sos", &[width], init));
         let block = |index: usize| {
-            let rate = drop_path * index as f64 / (config.depth.max(2) - 1) as f64;
+            let rate = rate(drop_path, index, config.depth);
             let mut scope = scope.at(format_args!("h.{index}")).part(Part::Block(index));
             Block::new(&mut scope, config, index, rate)
         };
@@ -82,19 +84,14 @@ impl Igpt {
         let colors = images.into_iter().map(|images| patch_colors(images, self.config.patch_size));
         let (pixels, segments): (Vec<_>, Vec<_>) = colors.unzip();
         let (palette, table) = (params.tensor(self.palette), params.tensor(self.embeddings));
-        let mut rows = ops::embed_colors(joined(pixels), palette, table);
-        if let Some(mask) = mask {
-            rows = mask.apply(rows);
-        }
-        let maps = TokenMaps { rows, segments };
-        let parts = maps.parts().into_iter().zip(&maps.segments);
-        let parts = parts.map(|(tokens, segment)| self.placed(params, tokens, segment));
-        TokenMaps { rows: joined(parts.collect()), ..maps }
+        let rows = ops::embed_colors(joined(pixels), palette, table);
+        let maps = TokenMaps { rows, segments }.masked(mask);
+        maps.with_prefix(0, |tokens, map| (None, self.placed(params, tokens, map)))
     }
 
-    /// The tokens `[images, tokens, C]` of images of one size at their positions, as rows: where the next color
-    /// is predicted, each stands where the one after it is.
-    fn placed(&self, params: &Params, tokens: Tensor, segment: &Segment) -> Tensor {
+    /// The tokens `[images, tokens, C]` of images of one size at their positions: where the next color is
+    /// predicted, each stands where the one after it is.
+    fn placed(&self, params: &Params, tokens: Tensor, map: [usize; 2]) -> Tensor {
         let [images, count, width] = tokens.dims();
         let sequence = match self.start {
             Some(start) => {
@@ -108,12 +105,11 @@ impl Igpt {
             None => tokens,
         };
         let table = params.tensor(self.positions);
-        let positions = match self.matrices.get(segment.map, &table.device()) {
+        let positions = match self.matrices.get(map, &table.device()) {
             Some(matrix) => matrix.matmul(table),
             None => table,
         };
-        let placed = sequence + positions.reshape([1, count, width]);
-        placed.reshape([images * count, width])
+        sequence + positions.reshape([1, count, width])
     }
 }
 

@@ -1,14 +1,12 @@
 //! The palette: colors that stand for those of an image.
 
+use crate::backbone::CHANNELS;
 use crate::ops::{self, Segment};
 use crate::params::Params;
 use crate::tensor::Tensor;
 
 /// Name of the parameter that holds it.
 pub(super) const PALETTE: &str = "palette";
-
-/// Channels of a color.
-const CHANNELS: usize = 3;
 
 /// The mean color of every square of `patch` x `patch` pixels of `images [B, 3, H, W]`: rows
 /// `[B * h * w, 3]`, row-major over the map of `h = H / patch` by `w = W / patch`. Pixels beyond the last

@@ -2,7 +2,8 @@
 
 use esvit_settings::{SettingError, check, settings};
 
-use crate::backbone::Stage;
+use crate::backbone::config::dashed;
+use crate::backbone::{CHANNELS, Stage};
 use crate::limits::{self, check_count};
 
 /// `eps` of LayerNorm in the blocks and at the end, in the official code.
@@ -45,43 +46,27 @@ impl PvtConfig {
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let Self { depths, norm_eps, .. } = self;
-        let (stages, most) = (depths.len(), limits::STAGES);
-        let need = format!("a network has at most {most} stages");
-        check(stages <= most, "depths", format_args!("a list of {stages}"), need)?;
-        let has_blocks = !depths.is_empty() && !depths.contains(&0);
-        check(has_blocks, "depths", format_args!("{depths:?}"), "every stage needs a block")?;
-        let blocks = depths.iter().fold(0usize, |sum, &blocks| sum.saturating_add(blocks));
-        let need = format!("a network has at most {} blocks", limits::BLOCKS);
-        check(blocks <= limits::BLOCKS, "depths", format_args!("{depths:?}"), need)?;
+        limits::check_depths("depths", depths)?;
+        let stages = depths.len();
         for (key, count) in [
             ("embed_dims", self.embed_dims.len()),
             ("num_heads", self.num_heads.len()),
             ("mlp_ratios", self.mlp_ratios.len()),
             ("sr_ratios", self.sr_ratios.len()),
         ] {
-            let need = format!("`depths` has {stages} stages, give one number for each");
-            check(count == stages, key, format_args!("a list of {count}"), need)?;
+            limits::check_one_each(key, count, ("depths", stages))?;
         }
         check_count("patch_size", self.patch_size, limits::PATCH)?;
         check_count("img_size", self.img_size, limits::SIDE)?;
         limits::check_norm_eps(*norm_eps)?;
         for stage in 0..stages {
+            let key = |name: &str| format!("{name}[{stage}]");
             let (width, heads) = (self.embed_dims[stage], self.num_heads[stage]);
-            check_count(&format!("embed_dims[{stage}]"), width, limits::WIDTH)?;
-            check(
-                heads > 0 && width.is_multiple_of(heads),
-                &format!("num_heads[{stage}]"),
-                heads,
-                format!("it must divide the stage's width {width}"),
-            )?;
-            let ratio = self.mlp_ratios[stage];
-            check(
-                width as f64 * ratio >= 1.0 && ratio <= limits::MLP_RATIO,
-                &format!("mlp_ratios[{stage}]"),
-                ratio,
-                format!("it must be positive and at most {}", limits::MLP_RATIO),
-            )?;
-            check_count(&format!("sr_ratios[{stage}]"), self.sr_ratios[stage], limits::PATCH)?;
+            check_count(&key("embed_dims"), width, limits::WIDTH)?;
+            let what = format!("the stage's width {width}");
+            limits::check_heads(&key("num_heads"), heads, width, what)?;
+            limits::check_ratio(&key("mlp_ratios"), self.mlp_ratios[stage], width)?;
+            check_count(&key("sr_ratios"), self.sr_ratios[stage], limits::PATCH)?;
         }
         let (last, ratio) = (stages - 1, self.sr_ratios[stages - 1]);
         let need = "the class token of the last stage has no place on a reduced map: it must be 1";
@@ -117,10 +102,7 @@ impl PvtConfig {
     /// Checks that attention over an image of this size can be computed; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         let least = self.least_side();
-        let need = format!("it must be between {least} and {} pixels", limits::SIDE);
-        for side in sides {
-            check((least..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
+        limits::check_sides(key, sides, least, least)?;
         let pairs = |stage: usize| {
             let map = sides.map(|side| (side / self.patch_size) >> stage);
             let keys: usize = map.map(|side| side / self.sr_ratios[stage]).iter().product();
@@ -128,9 +110,7 @@ impl PvtConfig {
             (prefix + map[0] * map[1]) * (prefix + keys)
         };
         let pairs = (0..self.stages()).map(pairs).max().unwrap_or(0);
-        let need = format!("a stage has {pairs} pairs of tokens, the most is {}", limits::PAIRS);
-        let [height, width] = sides;
-        check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
+        limits::check_work(key, sides, pairs, format_args!("a stage has {pairs} pairs of tokens"))
     }
 
     /// The stages, first to last.
@@ -146,8 +126,7 @@ impl PvtConfig {
 
     /// The shape in a few words.
     pub(crate) fn describe(&self) -> String {
-        let depths: Vec<String> = self.depths.iter().map(usize::to_string).collect();
-        let (depths, first) = (depths.join("-"), self.embed_dims[0]);
+        let (depths, first) = (dashed(self.depths.iter().copied()), self.embed_dims[0]);
         format!("{depths} blocks, widths {first} to {}", self.output_width())
     }
 
@@ -168,7 +147,7 @@ impl PvtConfig {
 
     /// Channels of what a stage's patches are of.
     pub(super) fn inputs(&self, stage: usize) -> usize {
-        stage.checked_sub(1).map_or(super::CHANNELS, |before| self.embed_dims[before])
+        stage.checked_sub(1).map_or(CHANNELS, |before| self.embed_dims[before])
     }
 
     /// Side of a stage's patches, in tokens of the stage before or in pixels.

@@ -4,6 +4,7 @@ use esvit_settings::{SettingError, check, settings, words};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Stage;
+use crate::backbone::config::dashed;
 use crate::layers::BATCH_NORM_EPS;
 use crate::limits::{self, check_count};
 
@@ -75,17 +76,8 @@ impl ResNetConfig {
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let Self { layers, widths, .. } = self;
-        let (stages, most) = (layers.len(), limits::STAGES);
-        let need = format!("a network has at most {most} stages");
-        check(stages <= most, "layers", format_args!("a list of {stages}"), need)?;
-        let has_blocks = !layers.is_empty() && !layers.contains(&0);
-        check(has_blocks, "layers", format_args!("{layers:?}"), "every stage needs a block")?;
-        let blocks = layers.iter().fold(0usize, |sum, &blocks| sum.saturating_add(blocks));
-        let need = format!("a network has at most {} blocks", limits::BLOCKS);
-        check(blocks <= limits::BLOCKS, "layers", format_args!("{layers:?}"), need)?;
-        let (count, need) =
-            (widths.len(), format!("`layers` has {stages} stages, give one number for each"));
-        check(count == stages, "widths", format_args!("a list of {count}"), need)?;
+        limits::check_depths("layers", layers)?;
+        limits::check_one_each("widths", widths.len(), ("layers", layers.len()))?;
         for (stage, &width) in widths.iter().enumerate() {
             let most = limits::WIDTH / self.block.expansion();
             check_count(&format!("widths[{stage}]"), width, most)?;
@@ -126,14 +118,9 @@ impl ResNetConfig {
 
     /// Checks that an image of this size can be computed; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
-        let need = format!("it must be between {FIRST_STRIDE} and {} pixels", limits::SIDE);
-        for side in sides {
-            check((FIRST_STRIDE..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
-        let [height, width] = sides;
-        let pixels = height * width;
-        let need = format!("it has {pixels} pixels, the most is {}", limits::PAIRS);
-        check(pixels <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
+        limits::check_sides(key, sides, FIRST_STRIDE, FIRST_STRIDE)?;
+        let pixels = sides[0] * sides[1];
+        limits::check_work(key, sides, pixels, format_args!("it has {pixels} pixels"))
     }
 
     /// The stages, first to last.
@@ -149,8 +136,7 @@ impl ResNetConfig {
 
     /// The shape in a few words.
     pub(crate) fn describe(&self) -> String {
-        let layers: Vec<String> = self.layers.iter().map(usize::to_string).collect();
-        let (layers, width) = (layers.join("-"), self.widths[0]);
+        let (layers, width) = (dashed(self.layers.iter().copied()), self.widths[0]);
         let selective = if self.selective_kernels { ", selective kernels" } else { "" };
         format!("{layers} blocks, width {width}{selective}")
     }

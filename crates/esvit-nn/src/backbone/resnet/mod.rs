@@ -12,7 +12,7 @@ mod shortcut;
 
 use std::ops::ControlFlow;
 
-use super::{Backbone, BlockOutput, Family, Input, TokenMaps};
+use super::{Backbone, BlockOutput, CHANNELS, Family, Input, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BatchNorm, Conv};
 use crate::ops;
@@ -23,9 +23,6 @@ use block::{Block, Branch, ConvNorm};
 pub(super) use config::tests;
 
 pub use config::{BlockKind, ResNetConfig};
-
-/// Channels of an image.
-const CHANNELS: usize = 3;
 
 /// The linear probe's feature is that of the last block, whatever is asked for, as in DINO's
 /// evaluation.

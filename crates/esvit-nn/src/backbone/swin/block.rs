@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use super::{AttentionMap, SwinConfig, TokenMaps};
+use crate::backbone::AttentionLayout;
+use crate::backbone::attention_map::{queries_and_keys, scale};
+use crate::backbone::maps::with_zero_token;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, Linear, WEIGHT_STD};
 use crate::ops::{
@@ -112,11 +115,20 @@ impl Block {
         let LinearValues { weight, bias } = self.qkv.values(params);
         let normalized = self.norm1.forward(params, maps.rows.clone(), &ForwardCtx::eval());
         let qkv = normalized.matmul(weight.transpose());
-        let [rows, width] = qkv.dims();
-        let qkv = qkv.reshape([rows / windows.tokens(), windows.tokens(), width]);
+        let [rows, columns] = qkv.dims();
+        let images = rows / windows.tokens();
+        let qkv = qkv.reshape([images, windows.tokens(), columns]);
+        // Padding has the bias alone.
+        let qkv = if windows.is_padded() { with_zero_token(qkv) } else { qkv };
+        let qkv = qkv.index_select(1, windows.slot_token.clone()) + bias;
+        let side = windows.window_tokens();
+        let qkv = qkv.reshape([images * windows.windows(), side, columns]);
         let table = params.tensor(self.table);
-        let weights = ops::window_attention_weights(qkv, bias, table, &windows);
-        AttentionMap::in_windows(weights, windows)
+        let heads = table.shape()[1];
+        let positions = table.index_select(0, windows.bias_row.clone());
+        let positions = positions.reshape([1, side, side, heads]).permute(&[0, 3, 1, 2]);
+        let (layout, scale) = (AttentionLayout::Windows(windows), scale(columns / 3, heads));
+        AttentionMap::new(layout, queries_and_keys(&qkv), heads, scale).with_bias(Some(positions))
     }
 }
 

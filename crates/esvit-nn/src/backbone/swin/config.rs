@@ -3,6 +3,7 @@
 use esvit_settings::{SettingError, check, settings};
 
 use crate::backbone::Stage;
+use crate::backbone::config::dashed;
 use crate::limits::{self, check_count};
 
 /// `eps` of LayerNorm in the official code.
@@ -42,16 +43,8 @@ impl SwinConfig {
     /// Names the first invalid one.
     pub fn validate(&self) -> Result<(), SettingError> {
         let Self { depths, num_heads, mlp_ratio, norm_eps, .. } = self;
-        for (key, list) in [("depths", depths), ("num_heads", num_heads)] {
-            let (stages, most) = (list.len(), limits::STAGES);
-            let need = format!("a network has at most {most} stages");
-            check(stages <= most, key, format_args!("a list of {stages}"), need)?;
-        }
-        let has_blocks = !depths.is_empty() && !depths.contains(&0);
-        check(has_blocks, "depths", format_args!("{depths:?}"), "every stage needs a block")?;
-        let blocks = depths.iter().fold(0usize, |sum, &blocks| sum.saturating_add(blocks));
-        let need = format!("a network has at most {} blocks", limits::BLOCKS);
-        check(blocks <= limits::BLOCKS, "depths", format_args!("{depths:?}"), need)?;
+        limits::check_depths("depths", depths)?;
+        limits::check_stages("num_heads", num_heads.len())?;
         let stages = depths.len();
         check(
             num_heads.len() == stages,
@@ -72,13 +65,8 @@ impl SwinConfig {
         limits::check_mlp_ratio(*mlp_ratio, self.embed_dim)?;
         limits::check_norm_eps(*norm_eps)?;
         for (stage, &heads) in num_heads.iter().enumerate() {
-            let width = self.width(stage);
-            check(
-                heads > 0 && width.is_multiple_of(heads),
-                &format!("num_heads[{stage}]"),
-                heads,
-                format!("it must divide the stage's width {width}"),
-            )?;
+            let (key, width) = (format!("num_heads[{stage}]"), self.width(stage));
+            limits::check_heads(&key, heads, width, format_args!("the stage's width {width}"))?;
         }
         let least = self.patch_size << last;
         check(
@@ -105,15 +93,11 @@ impl SwinConfig {
     /// Checks that maps and windows of an image of this size can be made; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         let patch = self.patch_size;
-        let need = format!("it must be between a patch of {patch} and {} pixels", limits::SIDE);
-        for side in sides {
-            check((patch..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
+        limits::check_sides(key, sides, patch, format_args!("a patch of {patch}"))?;
         let [height, width] = sides;
         let pairs = (height / patch) * (width / patch) * self.window(0).pow(2);
-        let need =
-            format!("its windows have {pairs} pairs of tokens, the most is {}", limits::PAIRS);
-        check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
+        let what = format!("its windows have {pairs} pairs of tokens");
+        limits::check_work(key, sides, pairs, what)
     }
 
     /// The stages, first to last.
@@ -129,8 +113,8 @@ impl SwinConfig {
 
     /// The shape in a few words.
     pub(crate) fn describe(&self) -> String {
-        let depths: Vec<String> = self.depths.iter().map(usize::to_string).collect();
-        let (depths, width, window) = (depths.join("-"), self.embed_dim, self.window_size);
+        let depths = dashed(self.depths.iter().copied());
+        let (width, window) = (self.embed_dim, self.window_size);
         format!("{depths} blocks, width {width}, window {window}")
     }
 

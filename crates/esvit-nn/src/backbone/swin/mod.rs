@@ -12,8 +12,9 @@ use std::ops::{ControlFlow, Range};
 
 use crate::tensor::Tensor;
 
+use super::drop_path::rate;
 use super::maps::joined;
-use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
+use super::{AttentionMap, Backbone, BlockOutput, CHANNELS, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::LayerNorm;
 use crate::ops::{self, Activation, WindowMaps};
@@ -23,9 +24,6 @@ use block::Block;
 pub(super) use config::tests;
 
 pub use config::{NORM_EPS, SwinConfig};
-
-/// Channels of an image.
-const CHANNELS: usize = 3;
 
 /// A Swin transformer over parameters with the official names.
 #[derive(Debug)]
@@ -57,7 +55,7 @@ impl Swin {
         for (stage, &depth) in config.depths.iter().enumerate() {
             for block in 0..depth {
                 let index = blocks.len();
-                let rate = drop_path * index as f64 / (total.max(2) - 1) as f64;
+                let rate = rate(drop_path, index, total);
                 let mut scope = scope.at(format_args!("layers.{stage}")).part(Part::Block(index));
                 blocks.push(Block::new(&mut scope, config, [stage, block, index], rate));
             }
@@ -118,7 +116,7 @@ impl Backbone for Swin {
     }
 
     fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
+        self.norm.forward_maps(params, maps, ctx)
     }
 
     fn attention(

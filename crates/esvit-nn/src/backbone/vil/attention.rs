@@ -2,39 +2,30 @@
 
 use super::full::FullAttention;
 use super::sparse::SparseAttention;
-use super::{AttentionMap, TokenMaps};
+use crate::backbone::{AttentionMap, TokenMaps, multi_stage};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::WEIGHT_STD;
-use crate::ops::Segment;
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
 /// Attention of a block.
 #[derive(Debug)]
-pub(super) enum Attention {
+pub enum Attention {
     /// Over windows and global tokens.
     Sparse(SparseAttention),
     /// Over whole images.
     Full(FullAttention),
 }
 
-impl Attention {
-    /// What attention of normalized rows `[tokens, C]` gives, after the projection.
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
+impl multi_stage::Attention for Attention {
+    fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
         match self {
-            Self::Sparse(attention) => attention.forward(params, normed, segments, ctx),
-            Self::Full(attention) => attention.forward(params, normed, segments, ctx),
+            Self::Sparse(attention) => attention.forward(params, normed, ctx),
+            Self::Full(attention) => attention.forward(params, normed, ctx),
         }
     }
 
-    /// The weights for images of one size, given normalized maps.
-    pub(super) fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
+    fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
         match self {
             Self::Sparse(attention) => attention.weights(params, normed),
             Self::Full(attention) => attention.weights(params, normed),
@@ -98,24 +89,4 @@ impl RelativeBias {
 pub(super) fn matrices(bias: Tensor) -> Tensor {
     let [_, heads, queries, keys] = bias.dims();
     bias.reshape([heads, queries, keys])
-}
-
-/// Heads apart: `[n, heads, tokens, depth]` of `[n, tokens, heads * depth]`.
-pub(super) fn by_head(x: Tensor, heads: usize) -> Tensor {
-    let [n, tokens, width] = x.dims();
-    x.reshape([n, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
-}
-
-/// What products of queries and keys are multiplied by.
-pub(super) fn scale(width: usize, heads: usize) -> f64 {
-    ((width / heads) as f64).powf(-0.5)
-}
-
-/// `softmax(queries keys^T + bias)` of `[n, heads, tokens, depth]`.
-pub(super) fn softmax(queries: Tensor, keys: Tensor, bias: Option<Tensor>) -> Tensor {
-    let logits = queries.matmul(keys.transpose());
-    match bias {
-        Some(bias) => (logits + bias).softmax(3),
-        None => logits.softmax(3),
-    }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::architecture::{StageShape, Stages};
 use crate::backbone::Stage;
+use crate::backbone::config::dashed;
 use crate::limits::{self, check_count};
 use crate::ops::{Border, Neighbors};
 
@@ -111,14 +112,8 @@ impl VilConfig {
     /// Checks that attention over an image of this size can be computed; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         let least = self.least_side();
-        let need = format!(
-            "it must be between {least}, a token of the last stage, and {} pixels",
-            limits::SIDE
-        );
-        for side in sides {
-            check((least..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
-        let [height, width] = sides;
+        let what = format!("{least}, a token of the last stage,");
+        limits::check_sides(key, sides, least, what)?;
         for (index, stage) in self.stages.iter().enumerate() {
             let map = sides.map(|side| side / self.stride(index));
             let (queries, keys) = match stage.sparse {
@@ -132,13 +127,9 @@ impl VilConfig {
                     (tokens, tokens)
                 }
             };
-            let pairs = queries * keys;
-            let need = format!(
-                "attention in stage {} has {pairs} pairs of tokens, the most is {}",
-                index + 1,
-                limits::PAIRS
-            );
-            check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)?;
+            let (number, pairs) = (index + 1, queries * keys);
+            let what = format!("attention in stage {number} has {pairs} pairs of tokens");
+            limits::check_work(key, sides, pairs, what)?;
         }
         Ok(())
     }
@@ -156,9 +147,9 @@ impl VilConfig {
 
     /// The shape in a few words.
     pub(crate) fn describe(&self) -> String {
-        let depths: Vec<String> = self.stages.iter().map(|s| s.blocks.to_string()).collect();
+        let depths = dashed(self.stages.iter().map(|stage| stage.blocks));
         let StageShape { width, window, .. } = self.stages[0];
-        format!("{} blocks, width {width}, window {window}", depths.join("-"))
+        format!("{depths} blocks, width {width}, window {window}")
     }
 
     /// Side of a token of a stage in pixels.
@@ -219,8 +210,7 @@ fn check_stage(stage: &StageShape, number: usize) -> Result<(), SettingError> {
         check_count(&key(letter), value, most)?;
     }
     let (heads, width, globals) = (stage.heads, stage.width, stage.globals);
-    let need = format!("it must divide `d`, which is {width}");
-    check(heads > 0 && width.is_multiple_of(heads), &key('h'), heads, need)?;
+    limits::check_heads(&key('h'), heads, width, format_args!("`d`, which is {width}"))?;
     check(globals <= GLOBALS, &key('g'), globals, format!("it must be at most {GLOBALS}"))?;
     let is_even = !stage.absolute || width.is_multiple_of(2);
     check(is_even, &key('d'), width, "half of it is for rows and half for columns, with `a1`")?;

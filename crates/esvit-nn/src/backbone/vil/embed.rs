@@ -1,18 +1,17 @@
 //! The patch embedding that a stage begins with, its global tokens and absolute positions.
 
+use super::VilConfig;
 use super::resize::along_axis;
-use super::{CHANNELS, Input, TokenMaps, VilConfig};
-use crate::backbone::maps::{joined, parts};
+use crate::backbone::multi_stage::Embedding;
+use crate::backbone::{CHANNELS, TokenMaps, TokenMask};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{Conv, LayerNorm, WEIGHT_STD};
-use crate::ops::Segment;
 use crate::params::{Init, ParamId, Params, Scope};
 use crate::tensor::Tensor;
 
 /// Patches of images, or of the maps of the stage before, as tokens after global ones.
 #[derive(Debug)]
-pub(super) struct Embed {
-    width: usize,
+pub struct Embed {
     globals: usize,
     /// `[1, globals, C]`.
     class_tokens: Option<ParamId>,
@@ -36,58 +35,32 @@ impl Embed {
             shape.absolute.then(|| Positions::new(scope, config.side(stage), [globals, width]));
         let proj = Conv::of_patches(&mut scope.at("proj"), [inputs, width], shape.patch);
         let norm = LayerNorm::new(&mut scope.at("norm_embed"), width, config.norm_eps);
-        Self { width, globals, class_tokens, positions, proj, norm }
+        Self { globals, class_tokens, positions, proj, norm }
     }
+}
 
-    /// The first stage's tokens of images, the masked ones replaced.
-    pub(super) fn of_images(
+impl Embedding for Embed {
+    /// The global tokens of the stage before end here.
+    fn forward(
         &self,
         params: &Params,
-        input: Input<'_>,
+        maps: TokenMaps,
+        mask: Option<&TokenMask>,
         ctx: &ForwardCtx,
     ) -> TokenMaps {
-        let Input { images, mask } = input;
-        let TokenMaps { rows, segments } = self.embedded(params, TokenMaps::of_pixels(images), ctx);
-        let rows = match mask {
-            Some(mask) => mask.apply(rows),
-            None => rows,
-        };
-        self.with_globals(params, rows, segments)
-    }
-
-    /// A later stage's tokens of maps, whose global tokens end here.
-    pub(super) fn of_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let TokenMaps { rows, segments } = self.embedded(params, maps.without_prefix(), ctx);
-        self.with_globals(params, rows, segments)
-    }
-
-    fn embedded(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let maps = self.proj.forward(params, maps, ctx);
-        TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
-    }
-
-    /// Tokens of maps after the stage's global tokens, with positions.
-    fn with_globals(&self, params: &Params, rows: Tensor, segments: Vec<Segment>) -> TokenMaps {
-        let (globals, width) = (self.globals, self.width);
-        if globals == 0 && self.positions.is_none() {
-            return TokenMaps { rows, segments };
+        let maps = self.proj.forward(params, maps.without_prefix(), ctx);
+        let maps = self.norm.forward_maps(params, maps, ctx).masked(mask);
+        if self.globals == 0 && self.positions.is_none() {
+            return maps;
         }
-        let parts = parts(&rows, &segments).into_iter().zip(&segments);
-        let rows = parts.map(|(mut own, &Segment { images, map, .. })| {
+        maps.with_prefix(self.globals, |mut own, map| {
             let mut tokens = self.class_tokens.map(|id| params.tensor(id));
             if let Some(positions) = &self.positions {
-                own = own + positions.of_map(params, map, globals);
+                own = own + positions.of_map(params, map, self.globals);
                 tokens = tokens.zip(positions.globals).map(|(token, id)| token + params.tensor(id));
             }
-            let all = match tokens {
-                Some(tokens) => Tensor::cat(vec![tokens.expand([images, globals, width]), own], 1),
-                None => own,
-            };
-            all.reshape([images * (globals + map[0] * map[1]), width])
-        });
-        let rows = joined(rows.collect());
-        let segments = segments.into_iter().map(|segment| Segment { prefix: globals, ..segment });
-        TokenMaps { rows, segments: segments.collect() }
+            (tokens, own)
+        })
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
+use super::VilConfig;
+use super::attention::{RelativeBias, matrices};
 use super::resize::{BiasMaps, PairBiases};
-use super::{AttentionMap, TokenMaps, VilConfig};
+use crate::backbone::attention_map::scale;
+use crate::backbone::{AttentionMap, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
 use crate::ops::{self, Activation, AttentionGroups, Projections, Segment};
@@ -13,7 +15,7 @@ use crate::tensor::Tensor;
 
 /// Attention over all tokens of an image, global ones first.
 #[derive(Debug)]
-pub(super) struct FullAttention {
+pub struct FullAttention {
     heads: usize,
     bias: Option<RelativeBias>,
     qkv: Linear,
@@ -39,14 +41,9 @@ impl FullAttention {
         Self { heads, bias, qkv, proj, maps: maps.clone() }
     }
 
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
-        let qkv = self.qkv.forward(params, normed, Activation::None, ctx);
+    pub(super) fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
+        let TokenMaps { rows, segments } = normed;
+        let qkv = self.qkv.forward(params, rows, Activation::None, ctx);
         let width = qkv.shape()[1] / 3;
         let groups = segments
             .iter()
@@ -67,25 +64,9 @@ impl FullAttention {
 
     pub(super) fn weights(&self, params: &Params, normed: TokenMaps) -> AttentionMap {
         let segment = normed.segments[0];
-        let ctx = ForwardCtx::eval();
-        let qkv = self.qkv.forward(params, normed.rows, Activation::None, &ctx);
-        let width = qkv.shape()[1];
-        let qkv = qkv.reshape([segment.images, segment.tokens(), width]);
-        AttentionMap::whole(self.softmax(params, qkv, &segment), segment)
-    }
-
-    /// Queries or keys `[n, heads, tokens, depth]` of `qkv [n, tokens, 3 C]`.
-    fn part(&self, qkv: &Tensor, part: usize) -> Tensor {
-        let width = qkv.shape()[2] / 3;
-        by_head(qkv.clone().narrow(2, part * width, width), self.heads)
-    }
-
-    /// Attention weights `[n, heads, tokens, tokens]` of `qkv [n, tokens, 3 C]`.
-    fn softmax(&self, params: &Params, qkv: Tensor, segment: &Segment) -> Tensor {
-        let scale = scale(qkv.shape()[2] / 3, self.heads);
-        let [queries, keys] = [0, 1].map(|part| self.part(&qkv, part));
-        let bias = self.bias.as_ref().map(|bias| self.biases(params, bias, segment));
-        softmax(queries * scale, keys, bias)
+        let qkv = self.qkv.forward(params, normed.rows, Activation::None, &ForwardCtx::eval());
+        let bias = self.bias.as_ref().map(|bias| self.biases(params, bias, &segment));
+        AttentionMap::whole(segment, qkv, self.heads).with_bias(bias)
     }
 
     /// The bias of every pair of tokens, `[1, heads, tokens, tokens]`.

@@ -3,25 +3,20 @@
 //! What is interpolated is linear: with the weights of an axis as a matrix `M [to, from]`, a vector
 //! along it becomes `M v`, an image `M I N^T`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::config::BiasResize;
 use crate::bicubic;
 use crate::device::Device;
 use crate::interpolation;
+use crate::memo::Memo;
 use crate::ops::WindowMap;
 use crate::tensor::Tensor;
 
-/// The weights of `from` positions along an axis in each of `to`, `[to, from]`; the scale is that of
+/// The matrix `[to, from]` that interpolates `from` positions along an axis at `to`; the scale is that of
 /// `scaled` positions.
-fn weights(from: usize, to: usize, scaled: f64) -> Vec<Vec<f64>> {
-    (0..to).map(|at| interpolation::row(from, bicubic::taps(from, scaled, at))).collect()
-}
-
-/// The matrix `[to, from]` of [`weights`].
 pub(super) fn along_axis(from: usize, to: usize, scaled: f64, device: &Device) -> Tensor {
-    interpolation::matrix(&weights(from, to, scaled), device)
+    interpolation::matrix(&bicubic::axis(from, to, scaled), device)
 }
 
 /// How the biases of a map's pairs of tokens follow from the table of relative positions.
@@ -40,18 +35,17 @@ pub(super) struct PairBiases {
 pub(super) struct BiasMaps {
     side: usize,
     resize: BiasResize,
-    made: Mutex<HashMap<[usize; 2], Arc<PairBiases>>>,
+    made: Memo<[usize; 2], PairBiases>,
 }
 
 impl BiasMaps {
     pub(super) fn new(side: usize, resize: BiasResize) -> Self {
-        Self { side, resize, made: Mutex::default() }
+        Self { side, resize, made: Memo::default() }
     }
 
     /// Those of a map, made on first use.
     pub(super) fn get(&self, map: [usize; 2], device: &Device) -> Arc<PairBiases> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.entry(map).or_insert_with(|| Arc::new(self.of(map, device))).clone()
+        self.made.get(map, || self.of(map, device))
     }
 
     fn of(&self, map: [usize; 2], device: &Device) -> PairBiases {
@@ -68,7 +62,7 @@ impl BiasMaps {
                 let from = 2 * self.side - 1;
                 let [down, across] = map.map(|side| {
                     let to = 2 * side - 1;
-                    weights(from, to, to as f64)
+                    bicubic::axis(from, to, to as f64)
                 });
                 let matrix = interpolation::image_matrix(&down, &across, device);
                 PairBiases { rows: pairs(map), table: Some(matrix), pairs: None }

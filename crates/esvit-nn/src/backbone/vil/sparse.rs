@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::attention::{RelativeBias, by_head, matrices, scale, softmax};
-use super::{AttentionMap, TokenMaps, VilConfig};
+use super::VilConfig;
+use super::attention::{RelativeBias, matrices};
+use crate::backbone::attention_map::scale;
 use crate::backbone::maps::with_zero_token;
+use crate::backbone::{AttentionLayout, AttentionMap, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::Linear;
 use crate::ops::{
@@ -16,7 +18,7 @@ use crate::tensor::Tensor;
 /// Attention in which a token of the map sees the global tokens and some windows, and a global token sees
 /// all of its image. Both use the same layers.
 #[derive(Debug)]
-pub(super) struct SparseAttention {
+pub struct SparseAttention {
     /// Index of the block, by which it draws its neighbor.
     block: u64,
     heads: usize,
@@ -60,15 +62,10 @@ impl SparseAttention {
         }
     }
 
-    pub(super) fn forward(
-        &self,
-        params: &Params,
-        normed: Tensor,
-        segments: &[Segment],
-        ctx: &ForwardCtx,
-    ) -> Tensor {
+    pub(super) fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
+        let TokenMaps { rows, segments } = normed;
         let neighbors = self.neighbors(ctx);
-        let [q, kv] = self.project(params, normed, ctx);
+        let [q, kv] = self.project(params, rows, ctx);
         let (width, border, globals) = (q.shape()[1], self.border, self.globals);
         let groups = segments.iter().map(|segment| {
             let map = segment.map;
@@ -78,7 +75,7 @@ impl SparseAttention {
         let context = ops::gathered_attention(
             Projections::Separate { q, kv },
             groups.collect(),
-            self.biases(params, segments, neighbors),
+            self.biases(params, &segments, neighbors),
             self.heads,
             scale(width, self.heads),
             ctx.precision,
@@ -93,11 +90,16 @@ impl SparseAttention {
             let width = rows.shape()[1];
             rows.reshape([segment.images, segment.tokens(), width])
         };
-        let projected = self.project(params, normed.rows, &ctx).map(by_image);
+        let [queries, kv] = self.project(params, normed.rows, &ctx).map(by_image);
         let neighbors = self.neighbors(&ctx);
         let windows = self.windows.get(segment.map, self.window, neighbors, self.border);
-        let weights = self.local_weights(params, projected, &windows);
-        AttentionMap::among_neighbors(weights, windows, self.globals)
+        let width = queries.shape()[2];
+        let queries = in_windows(queries, self.after_globals(&windows.slot_token), &windows);
+        let keys = in_windows(kv.narrow(2, 0, width), self.key_places(&windows), &windows);
+        let bias = self.bias.as_ref().map(|bias| self.local_bias(params, bias, &windows));
+        let (prefix, scale) = (self.globals, scale(width, self.heads));
+        let layout = AttentionLayout::Neighbors { windows, prefix };
+        AttentionMap::new(layout, [queries, keys], self.heads, scale).with_bias(bias)
     }
 
     /// The windows that are seen in a pass. The teacher sees all where the student draws one: what it
@@ -113,34 +115,6 @@ impl SparseAttention {
     fn project(&self, params: &Params, normed: Tensor, ctx: &ForwardCtx) -> [Tensor; 2] {
         let queries = self.query.forward(params, normed.clone(), Activation::None, ctx);
         [queries, self.kv.forward(params, normed, Activation::None, ctx)]
-    }
-
-    /// Attention weights of the windows, `[images * windows, heads, window^2, globals + keys]`, given
-    /// [`SparseAttention::project`] by image.
-    fn local_weights(
-        &self,
-        params: &Params,
-        [queries, kv]: [Tensor; 2],
-        windows: &NeighborMap,
-    ) -> Tensor {
-        let [images, _, width] = queries.dims();
-        let queries = queries * scale(width, self.heads);
-        let slots = self.after_globals(&windows.slot_token);
-        let queries = self.in_windows(queries, slots, windows);
-        let keys = self.in_windows(kv.narrow(2, 0, width), self.key_places(windows), windows);
-        let bias = self.bias.as_ref().map(|bias| self.local_bias(params, bias, windows));
-        let Some(mask) = windows.mask(self.globals) else { return softmax(queries, keys, bias) };
-
-        let logits = queries.matmul(keys.transpose());
-        let logits = match bias {
-            Some(bias) => logits + bias,
-            None => logits,
-        };
-        let [groups, heads, side, keys] = logits.dims();
-        let shape = [1, windows.windows(), 1, windows.mask_rows(), keys];
-        let mask = Tensor::new(mask, shape, &logits.device());
-        let logits = logits.reshape([images, windows.windows(), heads, side, keys]) + mask;
-        logits.reshape([groups, heads, side, keys]).softmax(3)
     }
 
     /// The biases of every segment: of windows, which are alike on all maps, and of global tokens.
@@ -166,15 +140,6 @@ impl SparseAttention {
         bias.of_locals(params, local)
     }
 
-    /// Tokens of the windows' slots, heads apart: `[images * windows, heads, slots, depth]` of `x
-    /// [images, tokens, C]`. `places` has those of all windows; one past the last token is zero.
-    fn in_windows(&self, x: Tensor, places: Vec<i32>, windows: &NeighborMap) -> Tensor {
-        let [images, tokens, width] = x.dims();
-        let (count, slots) = (windows.windows(), places.len() / windows.windows());
-        let x = if places.contains(&(tokens as i32)) { with_zero_token(x) } else { x };
-        by_head(x.index_select(1, places).reshape([images * count, slots, width]), self.heads)
-    }
-
     /// Places of tokens of the map among those of an image.
     fn after_globals(&self, tokens: &[i32]) -> Vec<i32> {
         tokens.iter().map(|token| token + self.globals as i32).collect()
@@ -189,4 +154,13 @@ impl SparseAttention {
         });
         places.collect()
     }
+}
+
+/// Tokens of the windows' slots, `[images * windows, slots, C]` of `x [images, tokens, C]`. `places` has
+/// those of all windows; one past the last token is zero.
+fn in_windows(x: Tensor, places: Vec<i32>, windows: &NeighborMap) -> Tensor {
+    let [images, tokens, width] = x.dims();
+    let (count, slots) = (windows.windows(), places.len() / windows.windows());
+    let x = if places.contains(&(tokens as i32)) { with_zero_token(x) } else { x };
+    x.index_select(1, places).reshape([images * count, slots, width])
 }

@@ -74,9 +74,7 @@ impl Attention {
     /// The attention of a batch of images of one size.
     pub(super) fn weights(&self, params: &Params, maps: &TokenMaps) -> AttentionMap {
         let qkv = self.queries_keys_and_values(params, maps, &ForwardCtx::eval());
-        let segment = maps.segments[0];
-        let weights = ops::plain_attention_weights(qkv, segment.tokens(), self.heads);
-        AttentionMap::whole(weights, segment)
+        AttentionMap::whole(maps.segments[0], qkv, self.heads)
     }
 
     /// `[tokens of all images, 3 C]`.

@@ -172,8 +172,8 @@ impl VitConfig {
             check_count(key, value, most)?;
         }
         let (heads, width) = (self.num_heads, self.embed_dim);
-        let need = format!("it must divide `embed_dim`, which is {width}");
-        check(heads > 0 && width.is_multiple_of(heads), "num_heads", heads, need)?;
+        let what = format!("`embed_dim`, which is {width}");
+        limits::check_heads("num_heads", heads, width, what)?;
         limits::check_mlp_ratio(self.mlp_ratio, width)?;
         limits::check_norm_eps(self.norm_eps)?;
         let registers = self.register_tokens;
@@ -234,15 +234,11 @@ impl VitConfig {
     /// Checks that attention over an image of this size can be computed; `key` says whose it is.
     pub(crate) fn check_image(&self, key: &str, sides: [usize; 2]) -> Result<(), SettingError> {
         let patch = self.patch_size;
-        let need = format!("it must be between a patch of {patch} and {} pixels", limits::SIDE);
-        for side in sides {
-            check((patch..=limits::SIDE).contains(&side), key, side, need.clone())?;
-        }
+        limits::check_sides(key, sides, patch, format_args!("a patch of {patch}"))?;
         let [height, width] = sides;
         let tokens = self.prefix() + (height / patch) * (width / patch);
         let pairs = tokens * tokens;
-        let need = format!("its {tokens} tokens have {pairs} pairs, the most is {}", limits::PAIRS);
-        check(pairs <= limits::PAIRS, key, format_args!("{height} x {width}"), need)
+        limits::check_work(key, sides, pairs, format!("its {tokens} tokens have {pairs} pairs"))
     }
 
     /// The stages: one.

@@ -16,11 +16,11 @@ mod rotary;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::drop_path::rate;
 use super::maps::joined;
 use super::{AttentionMap, Backbone, BlockOutput, Family, Input, NoAttention, TokenMaps};
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{LayerNorm, WEIGHT_STD};
-use crate::ops::Segment;
 use crate::params::{Init, ParamId, Params, Part, Role, Scope};
 use crate::tensor::Tensor;
 use block::Block;
@@ -75,7 +75,7 @@ impl Vit {
         let rotary = (config.position_table == PositionTable::Rotary)
             .then(|| Arc::new(Rotary::new(width / config.num_heads)));
         let block = |index: usize| {
-            let rate = drop_path * index as f64 / (config.depth.max(2) - 1) as f64;
+            let rate = rate(drop_path, index, config.depth);
             let mut scope = scope.at(format_args!("blocks.{index}")).part(Part::Block(index));
             Block::new(&mut scope, config, rotary.clone(), index, rate)
         };
@@ -103,22 +103,20 @@ impl Vit {
         if let Some(mask) = mask {
             maps.rows = mask.apply(maps.rows);
         }
-        let parts = maps.parts().into_iter().zip(&maps.segments);
-        let parts = parts.map(|(patches, segment)| self.with_prefix(params, patches, segment));
-        let (rows, prefix) = (joined(parts.collect()), self.config.prefix());
-        let segments = maps.segments.into_iter().map(|segment| Segment { prefix, ..segment });
-        TokenMaps { rows, segments: segments.collect() }
+        maps.with_prefix(self.config.prefix(), |patches, map| {
+            let (prefix, patches) = self.placed(params, patches, map);
+            (Some(prefix), patches)
+        })
     }
 
-    /// The patches `[images, patches, C]` of images of one size, with the tokens before them and all
-    /// positions, as rows.
-    fn with_prefix(&self, params: &Params, patches: Tensor, segment: &Segment) -> Tensor {
-        let Segment { images, map, .. } = *segment;
+    /// The tokens before a map, `[prefix, C]`, and its patches `[images, patches, C]`, with their
+    /// positions.
+    fn placed(&self, params: &Params, mut patches: Tensor, map: [usize; 2]) -> (Tensor, Tensor) {
         let width = self.config.embed_dim;
         let token = |id: ParamId, count: usize| params.vector(id).reshape([count, width]);
         let mut tokens = vec![token(self.class_token, 1)];
         tokens.extend(self.distillation_token.map(|id| token(id, 1)));
-        let (mut prefix, mut patches) = (joined(tokens), patches);
+        let mut prefix = joined(tokens);
         if let Some(id) = self.positions {
             let (placed, side) = (self.config.placed_prefix(), self.config.grid());
             let table = token(id, placed + side * side);
@@ -136,10 +134,7 @@ impl Vit {
         if let Some(id) = self.register_tokens {
             prefix = Tensor::cat(vec![prefix, token(id, registers)], 0);
         }
-        let prefix = prefix.reshape([1, self.config.prefix(), width]);
-        let prefix = prefix.expand([images, self.config.prefix(), width]);
-        let rows = Tensor::cat(vec![prefix, patches], 1);
-        rows.reshape([images * (self.config.prefix() + map[0] * map[1]), width])
+        (prefix, patches)
     }
 }
 
@@ -171,7 +166,7 @@ impl Backbone for Vit {
     }
 
     fn normalize(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        TokenMaps { rows: self.norm.forward(params, maps.rows, ctx), ..maps }
+        self.norm.forward_maps(params, maps, ctx)
     }
 
     /// The class token, or the mean of it and the distillation token.

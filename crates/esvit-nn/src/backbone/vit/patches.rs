@@ -2,6 +2,7 @@
 
 use super::TokenMaps;
 use super::config::{PatchEmbedding, VitConfig};
+use crate::backbone::CHANNELS;
 use crate::backbone::maps::joined;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, Conv};
@@ -9,8 +10,6 @@ use crate::ops::{self, Activation};
 use crate::params::{Init, ParamId, Params, Role, Scope};
 use crate::tensor::Tensor;
 
-/// Channels of an image.
-const CHANNELS: usize = 3;
 /// Convolutions of stride 2 in the stem.
 const STEM: usize = 4;
 

@@ -3,13 +3,11 @@
 //! A table is resized by bicubic interpolation, which is linear: `resized = M table`, with a matrix
 //! that depends on the sizes alone.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
 use super::config::PositionResize;
 use crate::bicubic;
 use crate::device::Device;
 use crate::interpolation;
+use crate::memo::Memo;
 use crate::tensor::Tensor;
 
 /// The matrices `[height * width, side * side]` that resize a table of `side` x `side` positions to
@@ -18,12 +16,12 @@ use crate::tensor::Tensor;
 pub(in crate::backbone) struct PositionMatrices {
     side: usize,
     resize: PositionResize,
-    made: Mutex<HashMap<[usize; 2], Tensor>>,
+    made: Memo<[usize; 2], Tensor>,
 }
 
 impl PositionMatrices {
     pub(in crate::backbone) fn new(side: usize, resize: PositionResize) -> Self {
-        Self { side, resize, made: Mutex::default() }
+        Self { side, resize, made: Memo::default() }
     }
 
     /// The matrix for a map; None where the table is of that map.
@@ -31,29 +29,22 @@ impl PositionMatrices {
         if map == [self.side; 2] {
             return None;
         }
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let matrix = made.entry(map).or_insert_with(|| {
+        let matrix = self.made.get(map, || {
             let [rows, columns] = map.map(|length| weights(self.side, length, self.resize));
             interpolation::image_matrix(&rows, &columns, device)
         });
-        Some(matrix.clone())
+        Some((*matrix).clone())
     }
 }
 
 /// The weights of `from` positions along an axis in each of `to`, `[to, from]`.
 fn weights(from: usize, to: usize, resize: PositionResize) -> Vec<Vec<f64>> {
-    let scaled = match resize {
+    match resize {
+        PositionResize::Esvit => bicubic::axis(from, to, to as f64),
         // Also along an axis whose length stays.
-        PositionResize::Dino => to as f64 + 0.1,
-        _ => to as f64,
-    };
-    let row = |at| match resize {
-        PositionResize::Esvit | PositionResize::Dino => {
-            interpolation::row(from, bicubic::taps(from, scaled, at))
-        }
-        PositionResize::Timm => bicubic::antialiased(from, to, at),
-    };
-    (0..to).map(row).collect()
+        PositionResize::Dino => bicubic::axis(from, to, to as f64 + 0.1),
+        PositionResize::Timm => bicubic::antialiased(from, to),
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 //! the plane. The first `d / 4` points are turned by the row, the others by the column, point `i` of
 //! each by `2 pi position / 100^(4 i / d)`.
 
-use std::collections::HashMap;
 use std::f64::consts::TAU;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use crate::memo::Memo;
 use crate::ops::{self, RotaryAngles, Segment};
 use crate::tensor::Tensor;
 
@@ -24,13 +24,13 @@ type Sizes = ([usize; 2], usize);
 pub(super) struct Rotary {
     /// Channels of a head.
     depth: usize,
-    made: Mutex<HashMap<Sizes, Arc<RotaryAngles>>>,
+    made: Memo<Sizes, RotaryAngles>,
 }
 
 impl Rotary {
     /// For heads of `depth` channels.
     pub(super) fn new(depth: usize) -> Self {
-        Self { depth, made: Mutex::default() }
+        Self { depth, made: Memo::default() }
     }
 
     /// Queries, keys and values `[tokens of all images, 3 C]` with queries and keys turned. Tokens before
@@ -41,9 +41,7 @@ impl Rotary {
     }
 
     fn angles(&self, segment: &Segment) -> Arc<RotaryAngles> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let angles = made.entry((segment.map, segment.prefix));
-        angles.or_insert_with(|| Arc::new(angles_of(segment, self.depth))).clone()
+        self.made.get((segment.map, segment.prefix), || angles_of(segment, self.depth))
     }
 }
 

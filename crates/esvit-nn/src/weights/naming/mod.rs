@@ -39,6 +39,11 @@ pub enum Naming {
     TransformersDinov2,
     /// `transformers`, DINOv3.
     TransformersDinov3,
+    /// SimCLRv2-Pytorch, which converts the ResNets of SimCLR v2 from TensorFlow.
+    SimClr {
+        /// Whether they have selective kernels, after which layers are counted otherwise.
+        selective: bool,
+    },
 }
 
 impl Naming {
@@ -66,6 +71,7 @@ impl Naming {
             | Self::TransformersDinov3 => "transformers",
             Self::OpenMmLab => "OpenMMLab",
             Self::Dinov2 { .. } => "DINOv2",
+            Self::SimClr { .. } => "SimCLRv2-Pytorch",
         }
     }
 
@@ -128,9 +134,12 @@ impl Naming {
 /// Beginnings of official names, and what another program has for them.
 type Renamed = [(&'static str, &'static str)];
 
-/// The name by the first entry that begins like it.
+/// The name by the first entry that begins like it, or else as it is.
 fn renamed(rest: &str, table: &Renamed) -> String {
-    let name =
-        table.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
-    name.unwrap_or_else(|| rest.into())
+    known(rest, table).unwrap_or_else(|| rest.into())
+}
+
+/// The name by the first entry that begins like it, if there is one.
+fn known(rest: &str, table: &Renamed) -> Option<String> {
+    table.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)))
 }

@@ -1,7 +1,7 @@
 //! Names of a ResNet's parameters in the files of other programs: torchvision's are the official
 //! ones, which timm, DINO, SwAV and OpenMMLab share.
 
-use super::Naming;
+use super::{Naming, Renamed, known};
 
 /// What the official EsViT code puts before the names of torchvision: it wraps the network twice.
 pub const ESVIT_WRAPPER: &str = "backbone.backbone.";
@@ -11,6 +11,7 @@ pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
     let name = match naming {
         Naming::Esvit if is_backbone(official) => Some(format!("{ESVIT_WRAPPER}{official}")),
         Naming::Transformers | Naming::Transformers5 => transformers(official),
+        Naming::SimClr { selective } => simclr(official, selective),
         _ => None,
     };
     vec![name.unwrap_or_else(|| official.into())]
@@ -51,6 +52,56 @@ fn transformers(official: &str) -> Option<String> {
     }
 }
 
+const SIMCLR_STEM: &Renamed = &[("conv1.", "0."), ("bn1.", "1.0.")];
+const SIMCLR_BLOCK: &Renamed = &[
+    ("conv1.", "net.0."),
+    ("bn1.", "net.1.0."),
+    ("conv2.", "net.2."),
+    ("bn2.", "net.3.0."),
+    ("conv3.", "net.4."),
+    ("bn3.", "net.5.0."),
+    ("downsample.0.", "projection.shortcut."),
+    ("downsample.1.", "projection.bn.0."),
+];
+
+/// With selective kernels.
+const SELECTIVE_STEM: &Renamed = &[
+    ("conv1.0.", "0."),
+    ("conv1.1.", "1.0."),
+    ("conv1.3.", "2."),
+    ("conv1.4.", "3.0."),
+    ("conv1.6.", "4."),
+    ("bn1.", "5.0."),
+];
+const SELECTIVE_BLOCK: &Renamed = &[
+    ("conv1.", "net.0."),
+    ("bn1.", "net.1.0."),
+    ("conv2.conv.", "net.2.main_conv.0."),
+    ("conv2.bn.", "net.2.main_conv.1.0."),
+    ("conv2.attn.fc_reduce.", "net.2.mixing_conv.0."),
+    ("conv2.attn.bn.", "net.2.mixing_conv.1.0."),
+    ("conv2.attn.fc_select.", "net.2.mixing_conv.2."),
+    ("conv3.", "net.3."),
+    ("bn3.", "net.4.0."),
+    ("downsample.1.", "projection.shortcut.2."),
+    ("downsample.2.", "projection.bn.0."),
+];
+
+/// Layers of SimCLRv2-Pytorch have numbers, where a norm and its ReLU are one. None for what is no part
+/// of a ResNet.
+fn simclr(official: &str, selective: bool) -> Option<String> {
+    let [stem, block] = match selective {
+        true => [SELECTIVE_STEM, SELECTIVE_BLOCK],
+        false => [SIMCLR_STEM, SIMCLR_BLOCK],
+    };
+    if let Some(name) = known(official, stem) {
+        return Some(format!("net.0.{name}"));
+    }
+    let (layer, rest) = official.split_once('.')?;
+    let (index, rest) = rest.split_once('.')?;
+    Some(format!("net.{}.blocks.{index}.{}", stage(layer)? + 1, known(rest, block)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +131,32 @@ mod tests {
         // Heads stand beside the wrapped network.
         for head in ["head.mlp.0.weight", "head_dense.last_layer.weight_v", "layer.weight"] {
             assert_eq!(names(Naming::Esvit, head), [head]);
+        }
+    }
+    #[test]
+    fn layers_of_simclr_have_numbers() {
+        for (selective, official, expected) in [
+            (false, "conv1.weight", "net.0.0.weight"),
+            (false, "bn1.running_mean", "net.0.1.0.running_mean"),
+            (false, "layer1.0.conv2.weight", "net.1.blocks.0.net.2.weight"),
+            (false, "layer4.2.bn3.bias", "net.4.blocks.2.net.5.0.bias"),
+            (false, "layer2.0.downsample.0.weight", "net.2.blocks.0.projection.shortcut.weight"),
+            (false, "layer2.0.downsample.1.bias", "net.2.blocks.0.projection.bn.0.bias"),
+            (true, "conv1.3.weight", "net.0.2.weight"),
+            (true, "bn1.weight", "net.0.5.0.weight"),
+            (true, "layer1.0.conv2.conv.weight", "net.1.blocks.0.net.2.main_conv.0.weight"),
+            (true, "layer1.0.conv2.bn.bias", "net.1.blocks.0.net.2.main_conv.1.0.bias"),
+            (
+                true,
+                "layer3.1.conv2.attn.fc_select.weight",
+                "net.3.blocks.1.net.2.mixing_conv.2.weight",
+            ),
+            (true, "layer3.1.conv2.attn.bn.bias", "net.3.blocks.1.net.2.mixing_conv.1.0.bias"),
+            (true, "layer3.1.bn3.weight", "net.3.blocks.1.net.4.0.weight"),
+            (true, "layer2.0.downsample.1.weight", "net.2.blocks.0.projection.shortcut.2.weight"),
+            (true, "head_contrastive.nl_0.dense.weight", "head_contrastive.nl_0.dense.weight"),
+        ] {
+            assert_eq!(names(Naming::SimClr { selective }, official), [expected]);
         }
     }
 }

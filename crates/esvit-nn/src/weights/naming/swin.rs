@@ -62,7 +62,8 @@ pub(super) fn names(naming: Naming, official: &str) -> Vec<String> {
         Naming::Dinov2 { .. }
         | Naming::TimmEva
         | Naming::TransformersDinov2
-        | Naming::TransformersDinov3 => vec![official.into()],
+        | Naming::TransformersDinov3
+        | Naming::SimClr { .. } => vec![official.into()],
     }
 }
 

@@ -48,11 +48,8 @@ pub(super) fn shape(
         ));
     };
     let mut assumed = vec![format!("heads, strides and windows are those of `{name}`")];
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let (eps, label) = (location.norm_eps(), location.naming.label());
-        assumed.push(format!("`eps` of LayerNorm is {eps:e}, as in {label}"));
-        eps
-    });
+    let source = location.naming.label();
+    let norm_eps = known.norm_eps(location, ["LayerNorm", source], &mut assumed);
     let img_size = known.asked_size.or(known.stated_size).unwrap_or(config.img_size);
     let config = CvtConfig { img_size, norm_eps, ..config };
     config.validate().map_err(|error| error.to_string())?;

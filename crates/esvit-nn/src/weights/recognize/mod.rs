@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use esvit_weights::{TensorInfo, WeightsFile};
 
 use super::location::{self, Location};
+use super::method;
 use super::naming::Naming;
 use crate::backbone::{BackboneConfig, Family};
 
@@ -28,6 +29,11 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found.extend(cvt::networks(file));
     found.extend(vil::networks(file));
     found.extend(igpt::networks(file));
+    found.iter_mut().for_each(|network| method::note(file, network));
+    // A backbone that is there twice is one network.
+    let copy = |at: &Location| Some((at.group.clone(), method::copy_prefix(at)?));
+    let copies: Vec<(String, String)> = found.iter().filter_map(copy).collect();
+    found.retain(|at| !copies.iter().any(|copy| *copy == (at.group.clone(), at.prefix.clone())));
     location::name(&mut found);
     found
 }
@@ -50,6 +56,19 @@ fn find<'a>(file: &'a WeightsFile, location: &Location, official: &str) -> Optio
     location.find(file, &location.names(official).swap_remove(0))
 }
 
+/// The tensor that holds a parameter, which all have.
+///
+/// # Errors
+/// Names it when it is missing.
+fn tensor<'a>(
+    file: &'a WeightsFile,
+    location: &Location,
+    official: &str,
+) -> Result<&'a TensorInfo, String> {
+    let name = location.names(official).swap_remove(0);
+    location.find(file, &name).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
+}
+
 /// The sizes of the tensor that holds a parameter; `form` says what they are.
 ///
 /// # Errors
@@ -60,9 +79,7 @@ fn sizes<const D: usize>(
     official: &str,
     form: &str,
 ) -> Result<[usize; D], String> {
-    let name = location.names(official).swap_remove(0);
-    let tensor = find(file, location, official)
-        .ok_or_else(|| format!("`{}{name}` is missing", location.prefix))?;
+    let tensor = tensor(file, location, official)?;
     let shape = tensor.shape.as_slice();
     shape.try_into().map_err(|_| format!("`{}` is {shape:?}, not {form}", tensor.name))
 }
@@ -86,6 +103,22 @@ pub struct Known {
     pub stated_eps: Option<f64>,
     /// Number of attention heads, as a file beside the weights says.
     pub stated_heads: Option<usize>,
+}
+
+impl Known {
+    /// `eps` of the network's norms, `norm`, with a line that it is that of `source` where nothing says it.
+    fn norm_eps(
+        &self,
+        location: &Location,
+        [norm, source]: [&str; 2],
+        assumed: &mut Vec<String>,
+    ) -> f64 {
+        self.stated_eps.unwrap_or_else(|| {
+            let eps = location.norm_eps();
+            assumed.push(format!("`eps` of {norm} is {eps:e}, as in {source}"));
+            eps
+        })
+    }
 }
 
 /// Infers a network's shape from its tensors; with a line for everything that was assumed, since

@@ -80,11 +80,7 @@ pub(super) fn shape(
     if side * side != rows {
         return Err(format!("`{}pos_embed1` has {rows} rows, of no square map", location.prefix));
     }
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let eps = location.norm_eps();
-        assumed.push(format!("`eps` of LayerNorm is {eps:e}, as in the official code"));
-        eps
-    });
+    let norm_eps = known.norm_eps(location, ["LayerNorm", "the official code"], &mut assumed);
     let config = PvtConfig {
         img_size: known.asked_size.unwrap_or(side.saturating_mul(patch_size)),
         patch_size,

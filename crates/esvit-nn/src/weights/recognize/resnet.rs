@@ -13,6 +13,9 @@ const MARK: &str = "layer1.0.conv1.weight";
 /// A parameter without which it is another network.
 const NEEDED: &str = "bn1.running_mean";
 
+/// The second convolution of a stem with selective kernels, where a plain one has pooling.
+const SIMCLR_STEM: &str = "net.0.2.weight";
+
 /// Side of the images of published networks.
 const SIDE: usize = 224;
 
@@ -25,6 +28,11 @@ pub(super) fn networks(file: &WeightsFile) -> Vec<Location> {
             None => location,
         },
     ));
+    let simclr = marked(file, Family::ResNet, Naming::SimClr { selective: false }, MARK);
+    found.extend(simclr.into_iter().map(|location| {
+        let selective = location.find(file, SIMCLR_STEM).is_some();
+        location.with_naming(Naming::SimClr { selective })
+    }));
     found.retain(|location| find(file, location, NEEDED).is_some());
     found
 }
@@ -89,11 +97,7 @@ pub(super) fn shape(
         assumed.push(format!("the image size is {SIDE} pixels, the usual one"));
         SIDE
     });
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let eps = location.norm_eps();
-        assumed.push(format!("`eps` of BatchNorm is {eps:e}, as in torchvision"));
-        eps
-    });
+    let norm_eps = known.norm_eps(location, ["BatchNorm", "torchvision"], &mut assumed);
     let config =
         ResNetConfig { img_size, block, stem_width, widths, layers, selective_kernels, norm_eps };
     config.validate().map_err(|error| error.to_string())?;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use esvit_weights::{TensorInfo, WeightsFile};
+use esvit_weights::WeightsFile;
 
-use super::{Known, MAX_STAGES, marked};
+use super::{Known, MAX_STAGES, marked, tensor};
 use crate::backbone::Family;
 use crate::backbone::swin::SwinConfig;
 use crate::weights::image_size::{self, Masks};
@@ -64,12 +64,9 @@ pub(super) fn shape(
     location: &Location,
     known: &Known,
 ) -> Result<(SwinConfig, Vec<String>), String> {
-    let find = |official: &str| -> Result<&TensorInfo, String> {
-        let name = location.names(official).swap_remove(0);
-        location.find(file, &name).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
-    };
-    let exists = |official: &str| find(official).is_ok();
-    let embed = find("patch_embed.proj.weight")?;
+    let tensor = |official: &str| tensor(file, location, official);
+    let exists = |official: &str| tensor(official).is_ok();
+    let embed = tensor("patch_embed.proj.weight")?;
     let &[embed_dim, 3, patch_size, patch_width] = embed.shape.as_slice() else {
         return Err(format!("`{}` is {:?}, not [width, 3, side, side]", embed.name, embed.shape));
     };
@@ -85,7 +82,7 @@ pub(super) fn shape(
             return Err(format!("it has more than {MAX_STAGES} stages"));
         }
         let stage = depths.len();
-        let info = find(&table(stage, 0))?;
+        let info = tensor(&table(stage, 0))?;
         let &[rows, heads] = info.shape.as_slice() else {
             return Err(format!("`{}` is {:?}, not [positions, heads]", info.name, info.shape));
         };
@@ -97,7 +94,7 @@ pub(super) fn shape(
         num_heads.push(heads);
         depths.push((1..).take_while(|&block| exists(&table(stage, block))).count() + 1);
     }
-    let hidden = find("layers.0.blocks.0.mlp.fc1.weight")?;
+    let hidden = tensor("layers.0.blocks.0.mlp.fc1.weight")?;
     let mlp_ratio = hidden.shape.first().map_or(0.0, |&rows| rows as f64 / embed_dim as f64);
     let mut config = SwinConfig {
         img_size: 0,
@@ -122,14 +119,8 @@ pub(super) fn shape(
             found.side
         }
     };
-    match known.stated_eps {
-        Some(eps) => config.norm_eps = eps,
-        None => assumed.push(format!(
-            "`eps` of LayerNorm is {:e}, as in {}",
-            config.norm_eps,
-            location.naming.label()
-        )),
-    }
+    let source = location.naming.label();
+    config.norm_eps = known.norm_eps(location, ["LayerNorm", source], &mut assumed);
     config.validate().map_err(|error| error.to_string())?;
     Ok((config, assumed))
 }

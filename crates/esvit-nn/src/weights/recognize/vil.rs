@@ -56,11 +56,8 @@ pub(super) fn shape(
     if published.is_some() && stages.iter().any(|stage| stage.absolute) {
         assumed.push("heads and windows are those of the published network of these widths".into());
     }
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let (eps, label) = (location.norm_eps(), location.naming.label());
-        assumed.push(format!("`eps` of LayerNorm is {eps:e}, as in {label}"));
-        eps
-    });
+    let source = location.naming.label();
+    let norm_eps = known.norm_eps(location, ["LayerNorm", source], &mut assumed);
     let mut config = VilConfig {
         img_size: IMAGE_SIZE,
         stages,

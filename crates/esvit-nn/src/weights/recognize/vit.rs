@@ -1,8 +1,8 @@
 //! Vision transformers in a file of weights.
 
-use esvit_weights::{TensorInfo, WeightsFile};
+use esvit_weights::{Container, TensorInfo, WeightsFile};
 
-use super::{Known, find, marked, sizes};
+use super::{Known, find, marked, sizes, tensor};
 use crate::backbone::Family;
 use crate::backbone::vit::{
     MlpKind, MlpNorm, PatchEmbedding, PositionResize, PositionTable, QkvBias, VitConfig,
@@ -123,11 +123,15 @@ pub(super) fn shape(
             heads
         }
     };
-    let norm_eps = known.stated_eps.unwrap_or_else(|| {
-        let (eps, label) = (location.norm_eps(), location.naming.label());
-        assumed.push(format!("`eps` of LayerNorm is {eps:e}, as in {label}"));
-        eps
-    });
+    let source = location.naming.label();
+    let norm_eps = known.norm_eps(location, ["LayerNorm", source], &mut assumed);
+    let mut position_resize = resize(file, location, position_table, registers.is_some());
+    let has_dinos_form = (position_table, location.naming, registers, position_resize)
+        == (PositionTable::ClassAndPatches, Naming::Timm, None, PositionResize::Timm);
+    if has_dinos_form && is_alone(file, location, known) {
+        position_resize = PositionResize::Dino;
+        assumed.push("its position table is resized as in DINO, which has no class head".into());
+    }
     let config = VitConfig {
         img_size,
         patch_size,
@@ -143,7 +147,7 @@ pub(super) fn shape(
             _ => "blocks.0.ls1.gamma",
         }),
         position_table,
-        position_resize: resize(file, location, position_table, registers.is_some()),
+        position_resize,
         patch_embedding,
         qkv_bias: qkv_bias(file, location),
         mlp,
@@ -174,16 +178,6 @@ fn patches(
         return Err(format!("its patches of {height} x {across} pixels are not square"));
     }
     Ok((PatchEmbedding::Linear, [width, height]))
-}
-
-/// The tensor that holds a parameter.
-fn tensor<'a>(
-    file: &'a WeightsFile,
-    location: &Location,
-    official: &str,
-) -> Result<&'a TensorInfo, String> {
-    let name = location.names(official).swap_remove(0);
-    find(file, location, official).ok_or_else(|| format!("`{}{name}` is missing", location.prefix))
 }
 
 /// The kind of the MLPs and the width of their hidden layer, as a setting says it.
@@ -259,6 +253,14 @@ fn published_heads(width: usize, table: PositionTable) -> Option<usize> {
         (384, PositionTable::SineCosine) => Some(12),
         _ => Some(width / HEAD).filter(|heads| heads * HEAD == width && width > 0),
     }
+}
+
+/// Whether a `.pth` holds the tensors of a network without a class head and no more, as DINO's files of a
+/// backbone do, whose names are timm's. Something beside it that says the size of images is timm's.
+fn is_alone(file: &WeightsFile, location: &Location, known: &Known) -> bool {
+    let is_torch = file.container() != Container::Safetensors;
+    let has_head = || file.tensors().iter().any(|tensor| tensor.name.starts_with("head"));
+    is_torch && location.path().is_empty() && known.stated_size.is_none() && !has_head()
 }
 
 /// How the program that a file comes from resizes the position table: DINO and EsViT keep student and

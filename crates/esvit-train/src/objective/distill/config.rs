@@ -176,10 +176,7 @@ impl ObjectiveSettings for DistillConfig {
     }
 
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         let rows = if self.settings.region { 1.0 + tokens } else { 1.0 };
         let of_teacher = self.teacher().map_or(width, |teacher| teacher.width() as f64);
         // Inputs and outputs of the projection, and what the loss keeps of both networks' features.

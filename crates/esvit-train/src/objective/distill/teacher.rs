@@ -160,10 +160,7 @@ impl Attached {
     /// Bytes of the teacher's pass over a student's view of this side: its largest map, with what a block
     /// makes of it.
     pub(super) fn bytes(&self, side: usize, precision: Precision) -> f64 {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
+        let size = precision.bytes() as f64;
         let side = self.side_of(side);
         let ctx = ForwardCtx::eval().with_precision(precision);
         let largest = self.network.config.cost([side; 2], 0.0, &ctx).largest;

@@ -37,18 +37,29 @@ impl Centers {
     }
 
     /// EMA with the mean of all processes' observations since the last update, once per optimizer
-    /// step: `c = momentum * c + (1 - momentum) * mean`.
+    /// step.
     pub fn update(&mut self, momentum: f64, collective: &dyn Collective) {
-        let count = (self.seen.len() * collective.world()) as f64;
-        let share = (1.0 - momentum) / count.max(1.0);
-        let decay = if self.seen.is_empty() { 1.0 } else { momentum };
-        self.view = self.view.clone() * decay;
-        self.region = self.region.take().map(|center| center * decay);
-        for (view, region) in self.seen.drain(..) {
-            self.view = self.view.clone() + collective.all_reduce(view) * share;
-            if let (Some(center), Some(region)) = (self.region.take(), region) {
-                self.region = Some(center + collective.all_reduce(region) * share);
-            }
-        }
+        let (view, region): (Vec<Tensor>, Vec<Option<Tensor>>) = self.seen.drain(..).unzip();
+        self.view = follow_means(self.view.clone(), view, momentum, collective);
+        let region = region.into_iter().flatten().collect();
+        self.region =
+            self.region.take().map(|center| follow_means(center, region, momentum, collective));
     }
+}
+
+/// A center after a step in which all processes have seen as many means each: `c = momentum * c +
+/// (1 - momentum) * mean`, or as it was if they have seen none.
+pub(crate) fn follow_means(
+    center: Tensor,
+    means: Vec<Tensor>,
+    momentum: f64,
+    collective: &dyn Collective,
+) -> Tensor {
+    if means.is_empty() {
+        return center;
+    }
+    let count = (means.len() * collective.world()) as f64;
+    let share = (1.0 - momentum) / count;
+    let decayed = center * momentum;
+    means.into_iter().fold(decayed, |sum, mean| sum + collective.all_reduce(mean) * share)
 }

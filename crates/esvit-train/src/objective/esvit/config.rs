@@ -4,20 +4,21 @@ use esvit_nn::head::HeadConfig;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
 use esvit_settings::describe::{Describe, Value, json, one_of, table};
-use esvit_settings::{SettingError, check, settings};
+use esvit_settings::{SettingError, check, settings, words};
 use serde::{Deserialize, Serialize};
 
 use super::{Esvit, health};
 use crate::mixup::MixupConfig;
 use crate::objective::config::HeadMemory;
+use crate::objective::regions::Matching;
 use crate::objective::{Chunking, Collapse, Objective, ObjectiveSettings, Setup};
 use crate::span::Span;
 
 settings! {
     /// The tasks, the teacher and its targets, and the heads.
     pub struct EsvitConfig {
-        /// Adds the region task L_R to the view task L_V.
-        pub region: bool = true,
+        /// The region task.
+        pub region: RegionConfig = RegionConfig::default(),
         /// `reference` (0.5 each, 1 for L_V alone), `paper` (1 each), `{ view = .., region = .. }`.
         pub weights: Weights = Weights::Named(NamedWeights::Reference),
         /// The student's temperature.
@@ -40,6 +41,45 @@ settings! {
         /// The projection heads.
         pub head: HeadConfig = HeadConfig::default(),
     }
+}
+
+settings! {
+    /// The region task L_R.
+    pub struct RegionConfig {
+        /// Adds the region task L_R to the view task L_V. `objective.region=false` is short for it.
+        pub enabled: bool = true,
+        /// What a token learns from: `argmax`, the most similar token of the other view, as published, or
+        /// `sinkhorn`, all of its tokens by their shares in an optimal transport between both views.
+        pub r#match: Matching = Matching::Argmax,
+        /// `cross_entropy` over prototypes, as published, or `mse`, the squared distance of the head's
+        /// rows of unit length before the prototypes, which then do not learn.
+        pub loss: RegionLoss = RegionLoss::CrossEntropy,
+        /// Tokens of every view of an image that take part, drawn anew in every step: for backbones of a
+        /// single scale, which have many. 0 for all.
+        pub tokens: usize = 0,
+    }
+}
+
+impl From<bool> for RegionConfig {
+    /// As published, or none.
+    fn from(enabled: bool) -> Self {
+        Self { enabled, ..Self::default() }
+    }
+}
+
+/// How far a region is from what it learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionLoss {
+    /// Cross-entropy to the teacher's distribution over prototypes.
+    #[default]
+    CrossEntropy,
+    /// Squared distance of the head's rows of unit length.
+    Mse,
+}
+
+words! {
+    RegionLoss: "cross_entropy", "mse";
 }
 
 /// Weights of the two tasks.
@@ -88,7 +128,7 @@ impl Weights {
 impl EsvitConfig {
     /// The tasks by their names in the paper.
     pub fn tasks(&self) -> &'static str {
-        if self.region { "L_V + L_R" } else { "L_V" }
+        if self.region.enabled { "L_V + L_R" } else { "L_V" }
     }
 }
 
@@ -109,7 +149,7 @@ impl ObjectiveSettings for EsvitConfig {
         temperature("warmup_teacher_temp", self.warmup_teacher_temp)?;
         share("momentum_teacher", self.momentum_teacher)?;
         share("center_momentum", self.center_momentum)?;
-        let (view, region) = self.weights.factors(self.region);
+        let (view, region) = self.weights.factors(self.region.enabled);
         let need = "one of them must be above 0, and none below";
         let is_used = view.max(region) > 0.0 && view.min(region) >= 0.0;
         check(
@@ -124,7 +164,7 @@ impl ObjectiveSettings for EsvitConfig {
         self.mixup.validate("mixup")?;
         let need = "regions of mixed images have no match\n\
                     hint: set `objective.region=false` to train the view task alone with mixup";
-        check(!(self.mixup.enabled && self.region), "mixup.enabled", true, need)
+        check(!(self.mixup.enabled && self.region.enabled), "mixup.enabled", true, need)
     }
 
     fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective> {
@@ -140,12 +180,12 @@ impl ObjectiveSettings for EsvitConfig {
     }
 
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
-        let rows = if self.region { 1.0 + tokens } else { 1.0 };
+        let size = precision.bytes() as f64;
+        let RegionConfig { enabled, loss, tokens: most, .. } = self.region;
+        let tokens = if most == 0 { tokens } else { tokens.min(most as f64) };
+        let rows = if enabled { 1.0 + tokens } else { 1.0 };
         let saved = rows * (2.0 * self.head.hidden_dim as f64 + width) * (size + 4.0);
+        let rows = if loss == RegionLoss::Mse { 1.0 } else { rows };
         let logits = rows * self.head.out_dim as f64 * size;
         HeadMemory { saved, student_logits: logits, teacher_logits: logits }
     }

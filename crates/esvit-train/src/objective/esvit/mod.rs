@@ -1,25 +1,30 @@
 //! EsViT: the view task L_V of DINO and the region task L_R, towards an EMA teacher.
 //!
 //! Both are cross-entropies of the student to the teacher's distributions over prototypes; they
-//! differ in which rows are paired. This module lists the pairs, and
+//! differ in which rows are paired. This module and [`super::regions`] list the pairs, and
 //! [`ops::prototype_cross_entropy`] sums over them.
+//!
+//! The paper's variants of the region task are settings of it, [`RegionConfig`].
 
 mod centers;
 mod config;
 mod health;
-mod region;
+mod tokens;
 mod view;
 
 pub use centers::Centers;
-pub use config::{EsvitConfig, NamedWeights, Weights};
+pub(crate) use centers::follow_means;
+pub use config::{EsvitConfig, NamedWeights, RegionConfig, RegionLoss, Weights};
 pub use health::{CONSTANT, UNIFORM, examine};
 
 use esvit_kernels::profile;
-use esvit_nn::esvit_heads::{EsvitHeads, Predictions};
+use esvit_nn::backbone::RowFeatures;
+use esvit_nn::esvit_heads::{EsvitHeads, Predictions, RegionPredictions};
 use esvit_nn::ops::{self, Precision, TeacherRows};
 use esvit_nn::params::{ParamId, Params, Scope};
 use esvit_nn::{Collective, Tensor};
 
+use super::regions::{self, Matching, Regions};
 use super::{
     EmaTiming, GLOBAL_VIEWS, Health, Loss, LossPart, MicroBatch, Objective, Pass, Setup,
     StateTensor, StepInfo, Teacher, Views,
@@ -43,7 +48,9 @@ pub struct Esvit {
     /// The type of GEMM operands.
     pub precision: Precision,
     seed: u64,
-    /// The teacher's predictions for the micro-batch at hand.
+    /// The numbers of the images of the micro-batch at hand.
+    samples: Vec<u64>,
+    /// The teacher's predictions for that micro-batch.
     teacher: Option<Predictions>,
     /// What the student's images of that micro-batch are mixed of.
     mixing: Option<Vec<Vec<f32>>>,
@@ -53,7 +60,7 @@ pub struct Esvit {
 impl Esvit {
     /// Registers the heads; centers are zero.
     pub fn new(config: &EsvitConfig, scope: &mut Scope<'_>, setup: &Setup) -> Self {
-        let heads = EsvitHeads::new(scope, setup.width, &config.head, config.region);
+        let heads = EsvitHeads::new(scope, setup.width, &config.head, config.region.enabled);
         let centers = Centers::zeros(heads.prototypes(), heads.has_region(), &setup.device);
         Self {
             config: config.clone(),
@@ -61,6 +68,7 @@ impl Esvit {
             centers,
             precision: setup.precision,
             seed: setup.seed,
+            samples: Vec::new(),
             teacher: None,
             mixing: None,
             health: None,
@@ -83,13 +91,28 @@ impl Esvit {
     pub fn momentum(&self, at: &StepInfo) -> f64 {
         CosineSchedule::new(self.config.momentum_teacher, 1.0, at.run.total_steps).at(at.step)
     }
+
+    /// The features of views from `first` on, with the tokens that take part in the region task.
+    fn with_some_tokens(&self, features: RowFeatures, first: usize, at: &StepInfo) -> RowFeatures {
+        let RegionConfig { enabled, tokens, .. } = self.config.region;
+        if !enabled || tokens == 0 {
+            return features;
+        }
+        tokens::sampled(features, tokens, (self.seed, at.step), first, &self.samples)
+    }
 }
 
 impl Objective for Esvit {
     fn chance_loss(&self) -> f64 {
         let (view, region) = self.config.weights.factors(self.heads.has_region());
         let region = if self.heads.has_region() { region } else { 0.0 };
-        (view + region) * (self.heads.prototypes() as f64).ln()
+        let over_prototypes = (self.heads.prototypes() as f64).ln();
+        let of_region = match self.config.region.loss {
+            RegionLoss::CrossEntropy => over_prototypes,
+            // Rows in directions that have nothing in common.
+            RegionLoss::Mse => 2.0,
+        };
+        view * over_prototypes + region * of_region
     }
 
     fn teacher(&self, at: &StepInfo) -> Teacher {
@@ -108,12 +131,14 @@ impl Objective for Esvit {
 
     fn targets(
         &mut self,
-        _batch: &MicroBatch,
+        micro_batch: &MicroBatch,
         teacher: Option<Pass<'_>>,
         at: &StepInfo,
         _collective: &dyn Collective,
     ) {
         let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
+        self.samples = micro_batch.numbers();
+        let features = self.with_some_tokens(features, 0, at);
         let teacher = self.heads.forward(params, features, batch, ctx);
         profile::time("centers", 0, || self.centers.observe(&teacher));
         if at.health && self.health.is_none() {
@@ -134,11 +159,14 @@ impl Objective for Esvit {
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
         let Pass { params, features, ctx, views, batch } = student;
+        let features = self.with_some_tokens(features, views.at_hand.start, at);
         let student = self.heads.forward(params, features, batch, ctx);
         let settings = LossSettings {
             student_temp: self.config.student_temp,
             teacher_temp: self.teacher_temp(at),
             weights: self.config.weights,
+            matching: self.config.region.r#match,
+            region_loss: self.config.region.loss,
             precision: self.precision,
         };
         let teacher = self.teacher.as_ref().expect("targets come first");
@@ -147,6 +175,7 @@ impl Objective for Esvit {
 
     fn end_micro_batch(&mut self) {
         (self.teacher, self.mixing) = (None, None);
+        self.samples.clear();
     }
 
     fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
@@ -188,6 +217,10 @@ pub struct LossSettings {
     pub teacher_temp: f64,
     /// Weights of the tasks.
     pub weights: Weights,
+    /// What a region learns from.
+    pub matching: Matching,
+    /// How far a region is from that.
+    pub region_loss: RegionLoss,
     /// The type of GEMM operands.
     pub precision: Precision,
 }
@@ -224,16 +257,25 @@ pub fn loss(
     );
 
     let region = match (&student.region, &teacher.region, &centers.region) {
-        (Some(student), Some(teacher), Some(center)) => Some(ops::prototype_cross_entropy(
-            student.logits.clone(),
-            teacher.logits.clone(),
-            center.clone(),
-            profile::time("region matches", 0, || {
-                region::pairs(student, teacher, batch, first_crop, pair_count)
-            }),
-            temperatures,
-            precision,
-        )),
+        (Some(student), Some(teacher), Some(center)) => {
+            let pairs = profile::time("region matches", 0, || {
+                let [of_student, of_teacher] = [student, teacher].map(matched);
+                let matching = settings.matching;
+                regions::pairs(&of_student, &of_teacher, batch, first_crop, pair_count, matching)
+            });
+            let (student, teacher) = (student.logits.clone(), teacher.logits.clone());
+            Some(match settings.region_loss {
+                RegionLoss::CrossEntropy => ops::prototype_cross_entropy(
+                    student,
+                    teacher,
+                    center.clone(),
+                    pairs,
+                    temperatures,
+                    precision,
+                ),
+                RegionLoss::Mse => ops::paired_distance(student.z, teacher.z, pairs),
+            })
+        }
         _ => None,
     };
 
@@ -241,4 +283,9 @@ pub fn loss(
     let mut parts = vec![LossPart { name: "view", value: view, weight: view_weight }];
     parts.extend(region.map(|value| LossPart { name: "region", value, weight: region_weight }));
     Loss { parts }
+}
+
+/// What regions are matched by.
+fn matched(predictions: &RegionPredictions) -> Regions {
+    Regions { features: predictions.features.clone(), tokens: predictions.tokens.clone() }
 }

@@ -76,11 +76,7 @@ impl ObjectiveSettings for IgptConfig {
 
     /// Inputs of the output table, and logarithms of probabilities with their gradient.
     fn memory(&self, tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let size = match precision {
-            Precision::F32 => 4.0,
-            Precision::Bf16 => 2.0,
-        };
-        let saved = tokens * (width * size + 12.0 * PUBLISHED_COLORS);
+        let saved = tokens * (width * precision.bytes() as f64 + 12.0 * PUBLISHED_COLORS);
         HeadMemory { saved, ..HeadMemory::default() }
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use esvit_data::{Folders, RangeSetting};
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
+use esvit_train::config::PrecisionChoice;
 use esvit_train::config_text::parse_file;
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start, settled};
@@ -190,9 +191,13 @@ impl<'a> Runs<'a> {
                 file.display()
             );
         }
+        let stored = Checkpoint::open(&file)?.run()?.config(&file)?;
         if config.data.range == RangeSetting::Auto {
             // What the other run was shown as black and white.
-            config.data.range = Checkpoint::open(&file)?.run()?.config(&file)?.data.range;
+            config.data.range = stored.data.range;
+        }
+        if config.train.precision == PrecisionChoice::Auto {
+            config.train.precision = stored.train.precision;
         }
         Ok((config, Start::ContinueFrom(file)))
     }
@@ -202,6 +207,9 @@ impl<'a> Runs<'a> {
     fn check_same(&self, run: &Run<'_>, prepared: &Prepared, folder: &Path) -> Result<()> {
         let mut planned = run.config();
         self.folder.find_images(&mut planned);
+        if planned.train.precision == PrecisionChoice::Auto {
+            planned.train.precision = prepared.config.train.precision;
+        }
         let [mut planned, found] = [&planned, &prepared.config].map(|config| {
             let mut config = settled(config, &*prepared.source, 1);
             make_real(&mut config);

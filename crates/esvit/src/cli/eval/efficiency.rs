@@ -31,7 +31,7 @@ pub(in crate::cli) struct Efficiency {
     /// Number of local crops per image.
     #[arg(long, default_value_t = 8)]
     local_crops: usize,
-    /// Precision of GEMM operands: `auto`, `f32` or `bf16`.
+    /// Precision of GEMM operands: `auto`, `f32`, `bf16` or `bf16x3`.
     #[arg(long, default_value = "auto")]
     precision: String,
     /// Device.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::linear::LinearResult;
 use esvit_eval::probe::{
-    ClassAccuracy, FewShotResult, MeanStd, Metrics, ProbeResult, Setting, Trial,
+    ClassAccuracy, ClassMetrics, FewShotResult, MeanStd, Metrics, ProbeResult, Setting, Trial,
 };
 
 /// The main table: one row per network.
@@ -38,10 +38,11 @@ pub(super) fn table(rows: &[(&str, &LinearResult)]) -> String {
 /// The metrics in two columns.
 fn format_metrics(metrics: &Metrics) -> [String; 2] {
     match metrics {
-        Metrics::Classes(ClassAccuracy { top1, top5, interval: [low, high] }) => {
+        Metrics::Classes(ClassMetrics { accuracy, .. }) => {
+            let ClassAccuracy { top1, top5, interval: [low, high] } = accuracy;
             [format!("{top1:.1} ({low:.1} to {high:.1})"), format!("{top5:.1}")]
         }
-        Metrics::Labels { map, map_11_point } => {
+        Metrics::Labels { map, map_11_point, .. } => {
             [format!("{map:.1}"), format!("{map_11_point:.1}")]
         }
     }

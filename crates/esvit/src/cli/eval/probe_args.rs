@@ -63,6 +63,7 @@ impl ProbeArgs {
             blocks: probe::last_blocks(shape, &ns)?,
             standardize: self.standardize,
             refit: !self.no_refit,
+            metric: None,
         })
     }
 

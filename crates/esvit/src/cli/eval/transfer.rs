@@ -1,11 +1,13 @@
 //! `esvit eval transfer`.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
-use esvit_eval::probe::Probe;
-use esvit_eval::transfer::{self, DatasetResult, Key, Results, Summary};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use esvit_data::counted;
+use esvit_eval::probe::{Metric, Probe};
+use esvit_eval::transfer::{self, Dataset, DatasetResult, Key, Results, Summary};
 use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,9 +24,14 @@ pub(in crate::cli) struct Transfer {
     #[command(flatten)]
     backbone: BackboneArgs,
     /// Labeled datasets: folders with `train` and `test` or `val`, or folders of classes, of which
-    /// every fifth image is held out.
-    #[arg(long, value_name = "FOLDER", num_args = 1.., required = true)]
-    sets: Vec<PathBuf>,
+    /// every fifth image is held out; `labels.csv` in one has several labels an image. One is compared
+    /// by the metric that is published for a set of its name, `voc2007=FOLDER` by that of VOC2007, and
+    /// `mean_per_class=FOLDER` by this one; the metrics are `top1` (for others), `mean_per_class`,
+    /// `roc_auc` and, of labels, `map` and `map_11_point`.
+    #[arg(
+        long, value_name = "[NAME=]FOLDER", num_args = 1.., required = true, value_parser = dataset()
+    )]
+    sets: Vec<Dataset>,
     /// Second checkpoint or weights file to compare with.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
@@ -41,6 +48,11 @@ pub(in crate::cli) struct Transfer {
     json: bool,
 }
 
+/// Parses a dataset.
+fn dataset() -> impl TypedValueParser<Value = Dataset> {
+    OsStringValueParser::new().try_map(|text| Dataset::parse(&text))
+}
+
 /// A backbone and its probe.
 struct ProbedBackbone {
     backbone: PretrainedBackbone,
@@ -54,6 +66,7 @@ struct Row {
     set: String,
     train_images: usize,
     query_images: usize,
+    metric: Metric,
     #[serde(flatten)]
     result: DatasetResult,
     against: Option<DatasetResult>,
@@ -83,11 +96,11 @@ impl Transfer {
         }
         let mut results = Results::open(&self.out)?;
         let (mut rows, mut failed) = (Vec::new(), Vec::new());
-        for folder in &self.sets {
-            match self.row(folder, &own, other.as_ref(), &mut results, output) {
+        for set in &self.sets {
+            match self.row(set, &own, other.as_ref(), &mut results, output) {
                 Ok(row) => rows.push(row),
                 Err(error) => {
-                    let (set, reason) = (folder.display().to_string(), error.to_string());
+                    let (set, reason) = (set.folder.display().to_string(), error.to_string());
                     output.warning(format!("left out the set `{set}`: {reason}"));
                     failed.push(Failed { set, reason });
                 }
@@ -121,49 +134,78 @@ impl Transfer {
 
     fn row(
         &self,
-        folder: &Path,
+        dataset: &Dataset,
         own: &ProbedBackbone,
         other: Option<&ProbedBackbone>,
         results: &mut Results,
         output: &Output,
     ) -> Result<Row> {
-        let task = transfer::open_dataset(folder, &limits_of(&own.backbone))?;
-        remark(&task, output);
-        warn_of_range(&*task.train.source, &own.backbone, output);
-        let (train_images, query_images) = task.images();
-        let set = folder.display().to_string();
+        let task = dataset.open(&limits_of(&own.backbone))?;
+        remark(&task.task, output);
+        warn_of_range(&*task.task.train.source, &own.backbone, output);
+        let metric = dataset.metric.unwrap_or(Metric::standard(task.is_multi_label()));
+        // Features of many images take long: what cannot be measured is refused before.
+        task.check_metric(metric)?;
+        let (train_images, query_images) = task.task.images();
+        let set = dataset.folder.display().to_string();
         // The stored result, or a new one.
         let mut result = |candidate: &ProbedBackbone| -> Result<DatasetResult> {
             let ProbedBackbone { backbone, probe, fingerprint } = candidate;
             let (set, weights, probe_args) = (set.clone(), fingerprint.clone(), json!(self.probe));
-            let key = Key { set, weights, probe: probe_args, train_images, query_images };
+            let key = Key { set, weights, probe: probe_args, metric, train_images, query_images };
             if let Some(known) = results.find(&key) {
                 output.note(format!("`{}` is in `{}` already", key.set, self.out.display()));
                 return Ok(known.clone());
             }
-            let splits = probe_features(probe, &task.clone().into(), backbone, output)?;
+            let splits = probe_features(probe, &task, backbone, output)?;
             output.warn_skipped(&splits.left_out);
-            let result = transfer::measure(probe, &splits)?;
+            let probe = Probe { metric: Some(metric), ..probe.clone() };
+            let result = transfer::measure(&probe, &splits, &task.task.classes)?;
             results.add(key, result.clone())?;
             Ok(result)
         };
         let (result, against) = (result(own)?, other.map(result).transpose()?);
-        Ok(Row { set, train_images, query_images, result, against })
+        if !result.left_out.is_empty() {
+            output.warning(left_out(&set, metric, &result.left_out));
+        }
+        Ok(Row { set, train_images, query_images, metric, result, against })
     }
+}
+
+/// Says which classes or labels a mean over them leaves out.
+fn left_out(set: &str, metric: Metric, names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    if names.len() > SHOWN {
+        shown.push(format!("{} more", names.len() - SHOWN));
+    }
+    let (subject, verb) = match (metric, names.len()) {
+        (Metric::MeanPerClass, 1) => ("1 class".to_string(), "is"),
+        (Metric::MeanPerClass, count) => (format!("{count} classes"), "are"),
+        (_, count) => (counted(count, "label"), if count == 1 { "is" } else { "are" }),
+    };
+    let lacking = match metric {
+        Metric::RocAuc => "that all query images hold or none",
+        Metric::Map | Metric::Map11Point => "that no query image holds",
+        Metric::Top1 | Metric::MeanPerClass => "without a query image",
+    };
+    format!("{subject} of `{set}` {lacking} {verb} left out of {metric}: {}", shown.join(", "))
 }
 
 fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> String {
     let against = rows.iter().any(|row| row.against.is_some());
     let names = rows.iter().map(|row| row.set.len()).chain(failed.iter().map(|f| f.set.len()));
     let width = names.max().unwrap_or(0).max("mean".len());
-    let mut text =
-        format!("linear probes ({solver})\n{:width$}  {:>22}", "set", "top-1 (95 % interval)");
+    let mut text = format!(
+        "linear probes ({solver})\n{:width$}  {:14}  {:>22}",
+        "set", "metric", "% (95 % interval)"
+    );
     if against {
         let _ = write!(text, "  {:>22}", "against");
     }
     let _ = write!(text, "  setting");
     for row in rows {
-        let _ = write!(text, "\n{:width$}  {:>22}", row.set, value(&row.result));
+        let _ = write!(text, "\n{:width$}  {:14}  {:>22}", row.set, row.metric, value(&row.result));
         if let Some(other) = &row.against {
             let _ = write!(text, "  {:>22}", value(other));
         }
@@ -174,7 +216,7 @@ fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> St
         let _ = write!(text, "\n{set:width$}  left out: {reason}");
     }
     if let Some(mean) = summary.mean {
-        let _ = write!(text, "\n{:width$}  {:>22}", "mean", format!("{mean:.1}"));
+        let _ = write!(text, "\n{:width$}  {:14}  {:>22}", "mean", "", format!("{mean:.1}"));
     }
     if let Some(mean) = summary.against_mean {
         let Summary { wins, ties, losses, .. } = summary;
@@ -188,8 +230,11 @@ fn table(solver: &str, rows: &[Row], failed: &[Failed], summary: &Summary) -> St
     text
 }
 
-fn value(DatasetResult { value, interval: [low, high], .. }: &DatasetResult) -> String {
-    format!("{value:.1} ({low:.1} to {high:.1})")
+fn value(DatasetResult { value, interval, .. }: &DatasetResult) -> String {
+    match interval {
+        Some([low, high]) => format!("{value:.1} ({low:.1} to {high:.1})"),
+        None => format!("{value:.1}"),
+    }
 }
 
 /// The chosen setting of a result.

@@ -4,67 +4,24 @@
 //! Source: Grill et al., "Bootstrap Your Own Latent" (NeurIPS 2020), section 3.1. The official target
 //! starts from values of its own; here it starts as a copy, which its authors found to be as good.
 
+mod config;
+pub mod region;
+
 use esvit_nn::layers::Affine;
-use esvit_nn::ops::Precision;
 use esvit_nn::params::{Params, Scope};
 use esvit_nn::projection::{Projection, Start};
 use esvit_nn::{Collective, Tensor};
-use esvit_settings::{SettingError, settings};
 
-use super::config::{check_share, check_widths, saved_bytes};
+pub use config::{ByolConfig, ByolRegionConfig, ByolRegionLoss};
+
 use super::infonce::{self, EMBEDDING_STD, POSITIVE_SIMILARITY, unit_rows};
-use super::pairs::{others, rows_of_view, share};
+use super::pairs::{by_view, others, rows_of_view, share, sum_over_pairs};
 use super::{
-    BatchStatistics, Chunking, Collapse, EmaTiming, GLOBAL_VIEWS, HeadMemory, Health, Loss,
-    MicroBatch, Objective, ObjectiveSettings, Pass, Setup, StepInfo, Teacher, Views,
+    BatchStatistics, EmaTiming, GLOBAL_VIEWS, Health, Loss, LossPart, MicroBatch, Objective, Pass,
+    Setup, StateTensor, StepInfo, Teacher, Views,
 };
 use crate::schedule::CosineSchedule;
-
-settings! {
-    /// Settings of BYOL. The heads normalize by all images of a step, however it is cut into
-    /// micro-batches; these go through the backbone twice.
-    pub struct ByolConfig {
-        /// EMA momentum of the target network at the start; it grows to 1.
-        pub momentum_teacher: f64 = 0.99,
-        /// Width of the hidden layers.
-        pub hidden_dim: usize = 4096,
-        /// Width of projections and predictions.
-        pub out_dim: usize = 256,
-    }
-}
-
-impl ObjectiveSettings for ByolConfig {
-    fn describe(&self) -> String {
-        "BYOL".into()
-    }
-
-    fn validate(&self) -> Result<(), SettingError> {
-        check_widths([("hidden_dim", self.hidden_dim), ("out_dim", self.out_dim)])?;
-        check_share("momentum_teacher", self.momentum_teacher)
-    }
-
-    fn build(&self, scope: &mut Scope<'_>, setup: &Setup) -> Box<dyn Objective> {
-        Box::new(Byol::new(self, scope, setup))
-    }
-
-    fn chunking(&self) -> Chunking {
-        Chunking::ByImage
-    }
-
-    fn global_views(&self) -> u32 {
-        2
-    }
-
-    fn memory(&self, _tokens: f64, width: f64, precision: Precision) -> HeadMemory {
-        let [hidden, out] = [self.hidden_dim, self.out_dim].map(|width| width as f64);
-        let saved = (width + 6.0 * hidden + 3.0 * out) * saved_bytes(precision);
-        HeadMemory { saved, ..HeadMemory::default() }
-    }
-
-    fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
-        infonce::collapse(signal)
-    }
-}
+use region::RegionTerm;
 
 /// The objective of a run.
 #[derive(Debug)]
@@ -75,6 +32,8 @@ pub struct Byol {
     pub projector: Projection,
     /// The predictor, of the student alone.
     pub predictor: Projection,
+    /// EsViT's region term, if there is one.
+    pub region: Option<RegionTerm>,
     /// The target network's projections for each global view, `[B, D]`.
     targets: Vec<Tensor>,
     health: Option<Health>,
@@ -88,6 +47,7 @@ impl Byol {
             config: config.clone(),
             projector: mlp(&mut scope.head("projector"), setup.width, sizes),
             predictor: mlp(&mut scope.student_head("predictor"), config.out_dim, sizes),
+            region: RegionTerm::new(config, scope, setup),
             targets: Vec::new(),
             health: None,
         }
@@ -111,7 +71,7 @@ fn mlp(scope: &mut Scope<'_>, inputs: usize, [hidden, outputs]: [usize; 2]) -> P
 impl Objective for Byol {
     /// Predictions are orthogonal to their targets.
     fn chance_loss(&self) -> f64 {
-        4.0
+        4.0 + self.region.as_ref().map_or(0.0, RegionTerm::chance_loss)
     }
 
     fn teacher(&self, at: &StepInfo) -> Teacher {
@@ -130,8 +90,15 @@ impl Objective for Byol {
         true
     }
 
+    fn compares_regions(&self) -> bool {
+        self.region.is_some()
+    }
+
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.health = None;
+        if let Some(region) = &mut self.region {
+            region.begin_step();
+        }
     }
 
     fn targets(
@@ -141,12 +108,17 @@ impl Objective for Byol {
         _at: &StepInfo,
         _collective: &dyn Collective,
     ) {
-        let Pass { params, features, ctx, batch, .. } = teacher.expect("an EMA teacher");
+        let teacher = teacher.expect("an EMA teacher");
+        if let Some(region) = &mut self.region {
+            region.targets(&teacher);
+        }
+        let Pass { params, features, ctx, batch, .. } = teacher;
         let found = self.projector.forward(params, features.view, &[batch; GLOBAL_VIEWS], ctx);
-        self.targets = (0..GLOBAL_VIEWS).map(|view| rows_of_view(&found, view, batch)).collect();
+        self.targets = by_view(&found, batch);
     }
 
     fn loss(&mut self, student: Pass<'_>, at: &StepInfo, _collective: &dyn Collective) -> Loss {
+        let of_region = self.region.as_ref().map(|region| region.loss(&student));
         let Pass { params, features, ctx, views, batch } = student;
         let runs = vec![batch; views.at_hand.len()];
         let projections = self.projector.forward(params, features.view, &runs, ctx);
@@ -155,11 +127,33 @@ impl Objective for Byol {
             let other = others(views.at_hand.start).next().expect("there are two global views");
             self.health = Some(health(&predictions, &self.targets[other], batch));
         }
-        loss(&predictions, &self.targets, &views)
+        let mut loss = loss(&predictions, &self.targets, &views);
+        let part = |value| LossPart { name: "region", value, weight: 1.0 };
+        loss.parts.extend(of_region.map(part));
+        loss
     }
 
     fn end_micro_batch(&mut self) {
         self.targets.clear();
+        if let Some(region) = &mut self.region {
+            region.end_micro_batch();
+        }
+    }
+
+    fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
+        if let Some(region) = &mut self.region {
+            region.commit(collective);
+        }
+    }
+
+    fn state(&self) -> Vec<StateTensor> {
+        self.region.iter().filter_map(RegionTerm::state).collect()
+    }
+
+    fn set_state(&mut self, _name: &str, value: Tensor) {
+        if let Some(region) = &mut self.region {
+            region.set_center(value);
+        }
     }
 
     fn schedule(&self, at: &StepInfo) -> Vec<(&'static str, f64)> {
@@ -178,15 +172,10 @@ pub fn loss(predictions: &Tensor, targets: &[Tensor], views: &Views) -> Loss {
     let batch = predictions.shape()[0] / views.at_hand.len();
     let weight = share(views.total) / batch as f64;
     let predictions = unit_rows(predictions.clone());
-    let pairs = views.at_hand.clone().enumerate().flat_map(|(place, view)| {
-        let rows = rows_of_view(&predictions, place, batch);
-        others(view).map(move |other| (rows.clone(), other))
-    });
-    let distances = pairs.map(|(rows, other)| {
+    let sum = sum_over_pairs(&predictions, views, weight, |rows, other| {
         let targets = unit_rows(targets[other].clone().detach());
-        (rows - targets).square().sum() * weight
+        (rows - targets).square().sum()
     });
-    let sum = distances.reduce(|sum, distance| sum + distance).expect("a view has a pair");
     Loss::single("distance", sum)
 }
 
