@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says at which line it failed")]
 
+#[path = "verify/igpt.rs"]
+mod igpt;
 #[path = "verify/objectives.rs"]
 mod objectives;
 

@@ -1,5 +1,5 @@
 //! Files that survive a kill: atomic replacement, and logs that lose at most their last line. Also
-//! the protocol-buffer encoder that ONNX graphs and TensorBoard share.
+//! the protocol-buffer encoder that ONNX graphs and TensorBoard share, and NumPy's arrays.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
@@ -7,6 +7,7 @@ mod atomic;
 mod error;
 mod growing;
 mod line_log;
+pub mod npy;
 pub mod protobuf;
 mod regular;
 

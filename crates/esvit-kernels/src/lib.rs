@@ -15,6 +15,7 @@ mod attention_head;
 pub mod batch_norm;
 pub mod best_match;
 pub mod buffer;
+pub mod colors;
 pub mod convolution;
 pub mod cross_attention;
 mod elementwise;

@@ -24,8 +24,8 @@ pub mod embedding;
 pub mod export;
 pub mod features;
 pub mod metadata;
-pub mod npy;
 mod pretrained;
 
+pub use esvit_files::npy;
 pub use metadata::ModelMetadata;
 pub use pretrained::{BackboneError, EmbedError, OpenOptions, PretrainedBackbone, SourceFile};

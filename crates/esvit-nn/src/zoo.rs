@@ -4,6 +4,7 @@
 mod micro;
 
 use crate::backbone::cvt::{self, CvtConfig};
+use crate::backbone::igpt::{self, IgptConfig, Variant};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
@@ -36,6 +37,7 @@ enum Shape {
     ResNet { block: BlockKind, layers: [usize; 4], times: usize, selective_kernels: bool },
     Cvt { size: Cvt, window_sizes: [usize; 4], res_stem: bool },
     Vil { stages: &'static str, mode: i32 },
+    Igpt { embed_dim: usize, depth: usize, num_heads: usize },
     Micro(Family),
 }
 
@@ -159,6 +161,11 @@ const fn vil(name: &'static str, stages: &'static str, mode: i32) -> Architectur
     Architecture { name, drop_path: 0.1, shape: Shape::Vil { stages, mode } }
 }
 
+/// Image GPTs see an image of 224 pixels as 32 x 32 colors.
+const fn igpt(name: &'static str, [embed_dim, depth, num_heads]: [usize; 3]) -> Architecture {
+    Architecture { name, drop_path: 0.0, shape: Shape::Igpt { embed_dim, depth, num_heads } }
+}
+
 /// A network for images of 32 pixels, such as the built-in ones, and two cores. Nobody has published it.
 const fn micro(name: &'static str, family: Family) -> Architecture {
     Architecture { name, drop_path: 0.0, shape: Shape::Micro(family) }
@@ -242,12 +249,16 @@ pub const ARCHITECTURES: &[Architecture] = &[
          l3,h3,d192,n9,s0,g1,p2,f7_l4,h6,d384,n1,s0,g0,p2,f7",
         0,
     ),
+    igpt("igpt_s", [512, 24, 8]),
+    igpt("igpt_m", [1024, 36, 8]),
+    igpt("igpt_l", [1536, 48, 16]),
     micro("swin_micro", Family::Swin),
     micro("vit_micro", Family::Vit),
     micro("pvt_micro", Family::Pvt),
     micro("resnet_micro", Family::ResNet),
     micro("cvt_micro", Family::Cvt),
     micro("vil_micro", Family::Vil),
+    micro("igpt_micro", Family::Igpt),
 ];
 
 /// The architecture of this name; `swin_tiny` without a window means window 7.
@@ -364,6 +375,17 @@ impl Architecture {
                 bias_resize: BiasResize::Pairs,
                 norm_eps: vil::NORM_EPS,
             }),
+            Shape::Igpt { embed_dim, depth, num_heads } => BackboneConfig::Igpt(IgptConfig {
+                img_size: 224,
+                patch_size: 7,
+                colors: 512,
+                variant: Variant::Autoregressive,
+                embed_dim,
+                depth,
+                num_heads,
+                feature_block: depth / 2,
+                norm_eps: igpt::NORM_EPS,
+            }),
             Shape::Micro(family) => micro::config(family),
         }
     }
@@ -431,6 +453,10 @@ mod tests {
             ("vil_2262", 27_569_352),
             ("vil_small", 23_866_752),
             ("vil_tiny", 6_322_080),
+            // Published as 76, 455 and 1362 million, with the output table of 512 rows.
+            ("igpt_s", 76_311_040),
+            ("igpt_m", 454_635_008),
+            ("igpt_l", 1_361_465_856),
         ] {
             let (_, list) = find(name).unwrap().config().build(0.0);
             assert_eq!(list.parameters(), expected, "{name}");
@@ -540,6 +566,21 @@ mod tests {
             assert!(shape.stages.to_string().ends_with(last), "{}", shape.stages);
             assert_eq!((shape.mode, shape.img_size, shape.norm_eps), (mode, 224, 1e-6));
             assert_eq!((arch.drop_path, of_shape(&config)), (0.1, Some(arch)));
+        }
+    }
+
+    /// 32 x 32 tokens of an image, features from the middle.
+    #[test]
+    fn image_gpts() {
+        for (name, width, depth) in
+            [("igpt_s", 512, 24), ("igpt_m", 1024, 36), ("igpt_l", 1536, 48)]
+        {
+            let arch = find(name).unwrap();
+            let config = arch.config();
+            config.validate().unwrap();
+            assert_eq!((config.output_width(), config.blocks()), (width, depth));
+            assert_eq!((config.last_map(224), config.feature_block()), (32, depth / 2));
+            assert_eq!((arch.drop_path, of_shape(&config)), (0.0, Some(arch)));
         }
     }
 

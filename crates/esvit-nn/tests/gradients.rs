@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_nn::backbone::cvt::CvtConfig;
+use esvit_nn::backbone::igpt::{IgptConfig, Variant};
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
@@ -25,7 +26,7 @@ use esvit_nn::tensor::Dtype;
 use esvit_nn::{BackboneConfig, Collective, Device, ForwardCtx, Solo, Tape, Tensor};
 use esvit_testing::{
     Pair, assert_alike, check_gradients, composed, fill, hashed, hashed_tensor, hashed_times,
-    tiny_cvt, tiny_pvt, tiny_swin, tiny_vit,
+    tiny_cvt, tiny_igpt, tiny_pvt, tiny_swin, tiny_vit,
 };
 
 const KEY: DropPathKey = DropPathKey { seed: 3, step: 5 };
@@ -359,6 +360,47 @@ fn cross_attention() {
             |v| flat(composed::cross_attention(q(v), kv(v), &images, heads)),
         );
     }
+}
+
+/// Images of several sizes.
+#[test]
+fn causal_attention() {
+    for (heads, head_dim, images) in [(1, 3, vec![1]), (2, 3, vec![5, 2]), (2, 4, vec![70, 3])] {
+        let (width, tokens) = (heads * head_dim, images.iter().sum::<usize>());
+        let data = [hashed_times(1, tokens * width, 2.0), hashed(2, tokens * 2 * width)];
+        let q = |v: &[Tensor]| v[0].clone().reshape([tokens, width]);
+        let kv = |v: &[Tensor]| v[1].clone().reshape([tokens, 2 * width]);
+        check_both(
+            &format!("causal, images {images:?}"),
+            &data,
+            |v| flat(ops::causal_attention(q(v), kv(v), &images, heads, Precision::F32)),
+            |v| flat(composed::causal_attention(q(v), kv(v), &images, heads)),
+        );
+    }
+}
+
+/// Rows of a table by the nearest colors, which are found in plain loops; several pixels have one color.
+#[test]
+fn embed_colors() {
+    let (pixels, colors, width) = (40, 7, 5);
+    let (points, palette) = (hashed_tensor(1, [pixels, 3]), hashed_tensor(2, [colors, 3]));
+    let [p, c] = [&points, &palette].map(Tensor::to_vec::<f32>);
+    let square = |pixel: usize, color: usize| -> f64 {
+        (0..3).map(|i| f64::from(p[3 * pixel + i] - c[3 * color + i]).powi(2)).sum()
+    };
+    let nearest = |pixel: usize| {
+        let nearer = |a: &usize, b: &usize| square(pixel, *a).total_cmp(&square(pixel, *b));
+        (0..colors).min_by(nearer).unwrap() as i32
+    };
+    let indices: Vec<i32> = (0..pixels).map(nearest).collect();
+    assert_eq!(ops::nearest_colors(&points, &palette), indices);
+    let table = |v: &[Tensor]| v[0].clone().reshape([colors, width]);
+    check_both(
+        "embed_colors",
+        &[hashed(3, colors * width)],
+        |v| flat(ops::embed_colors(points.clone(), palette.clone(), table(v))),
+        |v| flat(table(v).index_select(0, indices.clone())),
+    );
 }
 
 /// Images of two sizes, with and without tokens before their maps.
@@ -1019,6 +1061,28 @@ fn cvt() {
             assert_eq!(features.map, [2, 3]);
             Tensor::cat(vec![flat(features.view), flat(features.region)], 0)
         });
+    }
+}
+
+/// Both kinds of attention, resized positions, and drop-path. Colors are chosen by pixels, which have no
+/// gradient.
+#[test]
+fn image_gpt() {
+    for variant in [Variant::Autoregressive, Variant::Bert] {
+        // Norms that vary slowly over the steps of finite differences.
+        let config =
+            IgptConfig { variant, norm_eps: 0.1, depth: 2, feature_block: 1, ..tiny_igpt() };
+        config.validate().unwrap();
+        let (igpt, list) = BackboneConfig::Igpt(config).build(0.5);
+        let params = fill(&list, 0);
+        let images = hashed_tensor(1000, [2, 3, 4, 7]);
+        for pass in [ForwardCtx::eval, || ForwardCtx::student(KEY)] {
+            check_network("igpt", vec![1.0], &params, |params, x| {
+                let features = igpt.forward(params, images.clone(), &pass());
+                assert_eq!(features.map, [2, 3]);
+                Tensor::cat(vec![flat(features.view) * x, flat(features.region)], 0)
+            });
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod plain;
 use std::sync::Arc;
 
 use esvit_nn::backbone::cvt::CvtConfig;
+use esvit_nn::backbone::igpt::{IgptConfig, Variant};
 use esvit_nn::backbone::resnet::ResNetConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::backbone::vil::{BiasResize, VilConfig};
@@ -19,7 +20,8 @@ use esvit_nn::backbone::vit::{
 use esvit_nn::params::{ParamList, Role};
 use esvit_nn::{Backbone, BackboneConfig, Device, ForwardCtx, Params, Tensor, onnx};
 use esvit_testing::{
-    assert_alike, fill, hashed_tensor, hashed_times, tiny_cvt, tiny_pvt, tiny_resnet, tiny_vit,
+    assert_alike, fill, hashed_tensor, hashed_times, tiny_cvt, tiny_igpt, tiny_pvt, tiny_resnet,
+    tiny_vit,
 };
 use esvit_weights::Float;
 use interpreter::{Model, Value};
@@ -146,6 +148,22 @@ fn the_graph_computes_a_vision_longformer() {
         let (backbone, list) = config.build(0.0);
         let params = fill(&list, 0);
         let sizes = [([16, 16], [2, 2]), ([9, 25], [1, 3])];
+        graphs_compute(&*backbone, &params, 8, &sizes);
+    }
+}
+
+/// Nearest colors, shifted sequences and causal attention; positions of other maps.
+#[test]
+fn the_graph_computes_an_image_gpt() {
+    for (variant, patch_size, img_size) in
+        [(Variant::Autoregressive, 2, 8), (Variant::Bert, 2, 8), (Variant::Autoregressive, 1, 4)]
+    {
+        let (depth, feature_block, norm_eps) = (2, 1, 0.01);
+        let shape = IgptConfig { depth, feature_block, norm_eps, ..tiny_igpt() };
+        let config = IgptConfig { variant, patch_size, img_size, ..shape };
+        let (backbone, list) = BackboneConfig::Igpt(config).build(0.0);
+        let params = fill(&list, 0);
+        let sizes = [([img_size; 2], [4, 4]), ([3 * patch_size, 5 * patch_size], [3, 5])];
         graphs_compute(&*backbone, &params, 8, &sizes);
     }
 }

@@ -3,6 +3,8 @@
 
 #[path = "weights/cvt.rs"]
 mod cvt;
+#[path = "weights/igpt.rs"]
+mod igpt;
 #[path = "weights/methods.rs"]
 mod methods;
 #[path = "weights/pvt.rs"]

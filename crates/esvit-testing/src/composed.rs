@@ -159,6 +159,27 @@ pub fn cross_attention(q: Tensor, kv: Tensor, images: &[[usize; 2]], heads: usiz
     Tensor::cat(context.collect(), 0)
 }
 
+/// Attention of `q [tokens, C]` to `kv [tokens, 2 C]` within images, in which no token sees a later one.
+pub fn causal_attention(q: Tensor, kv: Tensor, images: &[usize], heads: usize) -> Tensor {
+    let [_, width] = q.dims();
+    let (depth, mut first) = (width / heads, 0);
+    let context = images.iter().map(|&tokens| {
+        let own = q.clone().narrow(0, first, tokens).reshape([1, tokens, heads, depth]);
+        let kv = kv.clone().narrow(0, first, tokens).reshape([1, tokens, 2, heads, depth]);
+        first += tokens;
+        let [keys, values] = [0, 1].map(|part| {
+            let part = kv.clone().narrow(2, part, 1);
+            part.reshape([1, tokens, heads, depth]).swap_dims(1, 2)
+        });
+        let is_later = |pair: usize| pair % tokens > pair / tokens;
+        let hidden = (0..tokens * tokens).map(|pair| if is_later(pair) { -1e30 } else { 0.0 });
+        let hidden = constant(hidden.collect(), [1, 1, tokens, tokens], &q);
+        let weights = weights(own.swap_dims(1, 2), keys, Some(hidden));
+        weights.matmul(values).swap_dims(1, 2).reshape([tokens, width])
+    });
+    Tensor::cat(context.collect(), 0)
+}
+
 /// Queries and keys of rows `[tokens of all images, 3 C]` turned: `(x, y)` of the two halves of a head's
 /// channels to `(x cos - y sin, y cos + x sin)`.
 pub fn rotary(qkv: Tensor, segments: &[Segment], angles: &[Arc<RotaryAngles>]) -> Tensor {

@@ -13,5 +13,7 @@ mod pair;
 pub use close::{assert_alike, assert_close};
 pub use gradients::check_gradients;
 pub use hash::{fill, hash, hashed, hashed_tensor, hashed_times};
-pub use network::{tiny_cvt, tiny_pvt, tiny_resnet, tiny_swin, tiny_vil, tiny_vit, untrained};
+pub use network::{
+    tiny_cvt, tiny_igpt, tiny_pvt, tiny_resnet, tiny_swin, tiny_vil, tiny_vit, untrained,
+};
 pub use pair::Pair;

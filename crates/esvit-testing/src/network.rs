@@ -3,6 +3,7 @@
 use esvit_data::Preprocess;
 use esvit_model::{PretrainedBackbone, SourceFile};
 use esvit_nn::backbone::cvt::CvtConfig;
+use esvit_nn::backbone::igpt::{IgptConfig, Variant};
 use esvit_nn::backbone::pvt::PvtConfig;
 use esvit_nn::backbone::resnet::{BlockKind, ResNetConfig};
 use esvit_nn::backbone::swin::SwinConfig;
@@ -107,6 +108,21 @@ pub fn tiny_vil() -> VilConfig {
         exact: 0,
         bias_resize: BiasResize::Pairs,
         norm_eps: 1e-6,
+    }
+}
+
+/// Three blocks for images of 8 pixels: a map of 4 x 4 colors, features after the second block.
+pub fn tiny_igpt() -> IgptConfig {
+    IgptConfig {
+        img_size: 8,
+        patch_size: 2,
+        colors: 7,
+        variant: Variant::Autoregressive,
+        embed_dim: 8,
+        depth: 3,
+        num_heads: 2,
+        feature_block: 2,
+        norm_eps: 1e-5,
     }
 }
 

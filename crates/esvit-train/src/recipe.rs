@@ -151,6 +151,28 @@ pub const RECIPES: &[Recipe] = &[
          train.batch_size = 256"
     ),
     recipe!("densecl"),
+    recipe!("igpt"),
+    recipe!(
+        "igpt_materials",
+        "materials",
+        "# iGPT on the built-in images on a laptop: 16 x 16 of 64 colors, the next one of each.\n\
+         model.arch = 'igpt_micro'\n\
+         objective.name = 'igpt'\n\
+         views.policy = 'basic'\n\
+         views.global_count = 1\n\
+         views.local_sizes = []\n\
+         views.local_counts = []\n\
+         views.jitter.p = 0.0\n\
+         views.mean = [0.5, 0.5, 0.5]\n\
+         views.std = [0.5, 0.5, 0.5]\n\
+         optim.lr = 32e-3\n\
+         optim.weight_decay = 0.0\n\
+         optim.weight_decay_end = 0.0\n\
+         optim.clip_scope = 'global'\n\
+         optim.clip_grad = 1.0\n\
+         train.epochs = 8\n\
+         knn.every = '2 epochs'"
+    ),
     recipe!("masked_patch"),
     recipe!("supervised"),
     recipe!("distill"),

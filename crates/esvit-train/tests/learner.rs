@@ -17,6 +17,9 @@ mod dinov2;
 #[path = "learner/distill.rs"]
 mod distill;
 
+#[path = "learner/igpt.rs"]
+mod igpt;
+
 #[path = "learner/layers.rs"]
 mod layers;
 

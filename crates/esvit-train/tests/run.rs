@@ -14,6 +14,8 @@ mod distill;
 mod failures;
 #[path = "run/going_on.rs"]
 mod going_on;
+#[path = "run/igpt.rs"]
+mod igpt;
 #[path = "run/processes.rs"]
 mod processes;
 #[path = "run/region.rs"]

@@ -37,17 +37,24 @@ pub struct LastBlocks {
 /// them; ascending, without duplicates. A family may have the same features for all of them.
 ///
 /// # Errors
-/// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks.
+/// [`ProbeError::Setting`] if `ns` is empty or exceeds the number of blocks, up to the one that view features are
+/// of.
 pub fn last_blocks(config: &BackboneConfig, ns: &[usize]) -> Result<Vec<LastBlocks>> {
     let stages = config.stages().into_iter().rev();
-    let widths: Vec<usize> =
-        stages.flat_map(|Stage { blocks, width, .. }| vec![width; blocks]).collect();
+    let all = stages.flat_map(|Stage { blocks, width, .. }| vec![width; blocks]);
+    // Features of later blocks than the one in the middle are not those of the network.
+    let widths: Vec<usize> = all.skip(config.blocks() - config.feature_block()).collect();
     let mut ns = ns.to_vec();
     ns.sort_unstable();
     ns.dedup();
     let wrong = ns.iter().find(|&&n| n == 0 || n > widths.len()).copied();
     if let Some(n) = wrong.or(ns.is_empty().then_some(0)) {
-        let need = format!("between 1 and {}, the blocks of the network", widths.len());
+        let blocks = if widths.len() < config.blocks() {
+            "blocks up to that of the features"
+        } else {
+            "blocks of the network"
+        };
+        let need = format!("between 1 and {}, the {blocks}", widths.len());
         return Err(ProbeError::setting("`n`", n, need));
     }
     let width = |n: usize| widths[..config.probed_blocks(n)].iter().sum::<usize>();
@@ -214,6 +221,20 @@ mod tests {
         for wrong in [vec![], vec![0], vec![13]] {
             assert!(super::last_blocks(&config, &wrong).is_err());
         }
+    }
+
+    /// Of 24 blocks the twelve up to the middle.
+    #[test]
+    fn features_of_a_network_whose_middle_tells_most() {
+        let config = esvit_nn::zoo::find("igpt_s").map(|arch| arch.config()).unwrap();
+        let blocks = last_blocks(&config, &[12, 1]).unwrap();
+        let found: Vec<(usize, usize)> = blocks.iter().map(|s| (s.n, s.first)).collect();
+        assert_eq!(found, [(1, 11 * 512), (12, 0)]);
+        let error = last_blocks(&config, &[13]).unwrap_err().to_string();
+        assert!(
+            error.contains("between 1 and 12, the blocks up to that of the features"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Probe {
     /// # Errors
     /// [`ProbeError::Setting`] if the network has no blocks.
     pub fn standard(config: &BackboneConfig) -> Result<Self> {
-        let blocks = BLOCKS.map(|n| n.min(config.blocks()));
+        let blocks = BLOCKS.map(|n| n.min(config.feature_block()));
         let solver = Solver::Sgd { lrs: SGD_LRS.to_vec(), sgd: Sgd::default() };
         let blocks = last_blocks(config, &blocks)?;
         Ok(Self { solver, blocks, standardize: false, refit: true, metric: None })

@@ -186,6 +186,7 @@ fn report(name: String, case: Result<Case>) -> Report {
         "optimizer" => optimizer::run(&case),
         "augment" => augment::run(&case),
         "checkpoint" => checkpoint::run(&case),
+        "quantize-igpt" => objectives::quantize(&case),
         kind => match kind.split_once('-') {
             Some(("objective", method)) => objectives::run(&case, method),
             Some(("head", method)) => heads::run(&case, method),

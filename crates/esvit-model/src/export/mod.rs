@@ -313,7 +313,10 @@ fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportErr
                 return Err(ExportError::Family { target, what: what.into() });
             }
         }
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+        BackboneConfig::Pvt(_)
+        | BackboneConfig::Cvt(_)
+        | BackboneConfig::Vil(_)
+        | BackboneConfig::Igpt(_) => {
             if !matches!(target, Target::Esvit | Target::Onnx) {
                 let what = match config.family() {
                     // timm has version 2.

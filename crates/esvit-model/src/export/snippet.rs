@@ -65,8 +65,10 @@ pub fn load_snippet(backbone: &PretrainedBackbone, out: &Path, options: &Options
                 BackboneConfig::Vit(_) => "heads",
                 BackboneConfig::ResNet(_) => "fc",
                 BackboneConfig::Swin(_) => "head",
-                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) =>
-                    unreachable!("{REFUSED}"),
+                BackboneConfig::Pvt(_)
+                | BackboneConfig::Cvt(_)
+                | BackboneConfig::Vil(_)
+                | BackboneConfig::Igpt(_) => unreachable!("{REFUSED}"),
             }
         ),
         Target::Transformers => format!(
@@ -125,7 +127,10 @@ fn torchvision(model: &BackboneConfig) -> String {
             };
             format!("ResNet(torchvision.models.resnet.{block}, {:?}", model.layers)
         }
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+        BackboneConfig::Pvt(_)
+        | BackboneConfig::Cvt(_)
+        | BackboneConfig::Vil(_)
+        | BackboneConfig::Igpt(_) => {
             unreachable!("{REFUSED}")
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::cvt::{Cvt, CvtConfig};
+use super::igpt::{ColorTokens, Igpt, IgptConfig};
 use super::pvt::{Pvt, PvtConfig};
 use super::resnet::{self, ResNet, ResNetConfig};
 use super::swin::{Swin, SwinConfig};
@@ -94,6 +95,8 @@ families! {
     Cvt(CvtConfig) = "cvt", "CvT";
     /// Vision longformers.
     Vil(VilConfig) = "vil", "ViL";
+    /// Image GPTs.
+    Igpt(IgptConfig) = "igpt", "iGPT";
 }
 
 /// The same expression with the settings of whichever family.
@@ -106,6 +109,7 @@ macro_rules! with_settings {
             BackboneConfig::ResNet($config) => $value,
             BackboneConfig::Cvt($config) => $value,
             BackboneConfig::Vil($config) => $value,
+            BackboneConfig::Igpt($config) => $value,
         }
     };
 }
@@ -165,7 +169,7 @@ impl BackboneConfig {
     /// must then be in one pass.
     pub fn has_batch_norm(&self) -> bool {
         match self {
-            Self::Swin(_) | Self::Pvt(_) | Self::Vil(_) => false,
+            Self::Swin(_) | Self::Pvt(_) | Self::Vil(_) | Self::Igpt(_) => false,
             Self::Vit(config) => config.has_batch_norm(),
             Self::ResNet(_) | Self::Cvt(_) => true,
         }
@@ -197,7 +201,9 @@ impl BackboneConfig {
     /// needs it. In published shapes, images whose sides are multiples of it lose no pixels.
     pub fn least_side(&self) -> usize {
         match self {
-            Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) => self.stages()[0].stride,
+            Self::Swin(_) | Self::Vit(_) | Self::ResNet(_) | Self::Igpt(_) => {
+                self.stages()[0].stride
+            }
             Self::Pvt(config) => config.least_side(),
             Self::Cvt(config) => config.least_side(),
             Self::Vil(config) => config.least_side(),
@@ -224,7 +230,7 @@ impl BackboneConfig {
                 let cell = last.stride / first.stride;
                 Some(Masking { width: first.width, patch: first.stride, cell })
             }
-            Self::Pvt(_) | Self::ResNet(_) | Self::Cvt(_) | Self::Vil(_) => None,
+            Self::Pvt(_) | Self::ResNet(_) | Self::Cvt(_) | Self::Vil(_) | Self::Igpt(_) => None,
         }
     }
 
@@ -242,8 +248,24 @@ impl BackboneConfig {
     /// [`Backbone::probed_blocks`].
     pub fn probed_blocks(&self, n: usize) -> usize {
         match self {
-            Self::Swin(_) | Self::Vit(_) | Self::Pvt(_) | Self::Cvt(_) | Self::Vil(_) => n,
             Self::ResNet(_) => resnet::PROBED_BLOCKS,
+            _ => n,
+        }
+    }
+
+    /// Number of blocks whose last one the view feature is of: see [`Backbone::feature_block`].
+    pub fn feature_block(&self) -> usize {
+        match self {
+            Self::Igpt(config) => config.feature_block,
+            _ => self.blocks(),
+        }
+    }
+
+    /// How a network that sees an image as colors of a palette does so; None for all others.
+    pub fn color_tokens(&self) -> Option<ColorTokens> {
+        match self {
+            Self::Igpt(config) => Some(config.color_tokens()),
+            _ => None,
         }
     }
 
@@ -296,6 +318,7 @@ impl BackboneConfig {
             Self::ResNet(config) => Arc::new(ResNet::new(scope, config)),
             Self::Cvt(config) => Arc::new(Cvt::new(scope, config, drop_path)),
             Self::Vil(config) => Arc::new(Vil::new(scope, config, drop_path)),
+            Self::Igpt(config) => Arc::new(Igpt::new(scope, config, drop_path)),
         }
     }
 

@@ -8,6 +8,7 @@ mod attention_map;
 mod config;
 pub mod cvt;
 mod drop_path;
+pub mod igpt;
 mod maps;
 mod masking;
 mod multi_stage;
@@ -87,6 +88,12 @@ pub trait Backbone: Debug + Send + Sync {
         n
     }
 
+    /// Number of blocks whose last one the view feature and the linear probe's are of: all, unless the features
+    /// of the family are those of a block in the middle. They are then what [`Backbone::block_feature`] gives.
+    fn feature_block(&self) -> usize {
+        self.stages().iter().map(|stage| stage.blocks).sum()
+    }
+
     /// Calls `observe` with index and attention weights of each of `blocks`, counted over all
     /// stages, for `images [B, 3, H, W]`. Later blocks are not computed.
     ///
@@ -142,9 +149,17 @@ impl dyn Backbone + '_ {
         input: impl Into<Input<'a>>,
         ctx: &ForwardCtx,
     ) -> RowFeatures {
-        let maps = self.run(params, input.into(), ctx, &mut |_| ControlFlow::Continue(()));
+        let last = self.feature_block();
+        let is_inner = last < self.blocks();
+        let mut view = None;
+        let maps = self.run(params, input.into(), ctx, &mut |block| {
+            if is_inner && block.index + 1 == last {
+                view = Some(self.block_feature(params, &block, ctx));
+            }
+            ControlFlow::Continue(())
+        });
         let maps = self.normalize(params, maps.expect("the pass was not ended"), ctx);
-        RowFeatures::new(self.view(&maps), maps)
+        RowFeatures::new(view.unwrap_or_else(|| self.view(&maps)), maps)
     }
 
     /// View and region features of `images [B, 3, H, W]`, normalized, of any size.
@@ -177,7 +192,8 @@ impl dyn Backbone + '_ {
     }
 
     /// The linear probe's features of `images [B, 3, H, W]`: those of the last `n` blocks, or of
-    /// [as many as the family takes](Backbone::probed_blocks), concatenated in order.
+    /// [as many as the family takes](Backbone::probed_blocks), concatenated in order. The last one is
+    /// [that of the view feature](Backbone::feature_block).
     pub fn last_blocks(
         &self,
         params: &Params,
@@ -185,13 +201,16 @@ impl dyn Backbone + '_ {
         n: usize,
         ctx: &ForwardCtx,
     ) -> Tensor {
-        let (blocks, n) = (self.blocks(), self.probed_blocks(n));
+        let (last, n) = (self.feature_block(), self.probed_blocks(n));
         let mut features = Vec::new();
         self.run(params, vec![images].into(), ctx, &mut |block| {
-            if block.index + n >= blocks {
+            if block.index + n >= last {
                 features.push(self.block_feature(params, &block, ctx));
             }
-            ControlFlow::Continue(())
+            match block.index + 1 == last {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         });
         Tensor::cat(features, 1)
     }

@@ -18,7 +18,8 @@ fn shapes_are_stored_with_their_family() {
         (
             "\"swin\"",
             "\"bit\"",
-            "`family` is \"bit\": this program has \"swin\", \"vit\", \"pvt\", \"resnet\", \"cvt\", \"vil\"",
+            "`family` is \"bit\": this program has \"swin\", \"vit\", \"pvt\", \"resnet\", \"cvt\", \"vil\", \
+             \"igpt\"",
         ),
         ("\"depths\":[2,1,1],", "", "missing field `depths`"),
         ("\"depths\":[2,", "\"depths\":[-2,", "`depths[0]`: invalid value: integer `-2`"),
@@ -81,6 +82,7 @@ fn families_by_name() {
         BackboneConfig::ResNet(resnet::tests::config()),
         BackboneConfig::Cvt(cvt::tests::config()),
         BackboneConfig::Vil(vil::tests::config()),
+        BackboneConfig::Igpt(igpt::tests::config()),
     ];
     for config in configs {
         let text = serde_json::to_string(&config).unwrap();
@@ -176,6 +178,32 @@ fn multiply_accumulates_of_a_cvt_by_hand() {
     // In training more is saved, and dropped branches count less.
     let training = config.cost([40; 2], 0.5, &ForwardCtx::expected());
     assert!(training.macs < cost.macs && training.saved_bytes > 0.0);
+}
+
+/// For 20 pixels: a map of 5 x 5 tokens, of which each sees those before it, or all.
+#[test]
+fn multiply_accumulates_of_an_image_gpt() {
+    let block = |pairs: u64| 25 * (4 + 8) * 12 * 12 + 2 * pairs * 12;
+    let colors = 25 * 9 * 3;
+    for (variant, pairs) in
+        [(igpt::Variant::Autoregressive, 25 * 26 / 2), (igpt::Variant::Bert, 25 * 25)]
+    {
+        let config = igpt::IgptConfig { variant, ..igpt::tests::config() };
+        let config = BackboneConfig::Igpt(config);
+        let cost = config.cost([20; 2], 0.0, &ForwardCtx::eval());
+        assert_eq!(cost.official_macs(), colors + 6 * block(pairs));
+    }
+}
+
+/// Features are those of the second of six blocks.
+#[test]
+fn features_from_the_middle() {
+    let config = BackboneConfig::Igpt(igpt::tests::config());
+    let (backbone, _) = config.build(0.0);
+    assert_eq!((config.feature_block(), backbone.feature_block()), (2, 2));
+    let swin = BackboneConfig::Swin(swin::tests::config());
+    assert_eq!((swin.feature_block(), swin.build(0.0).0.feature_block()), (4, 4));
+    assert!(swin.color_tokens().is_none() && config.color_tokens().is_some());
 }
 
 #[test]

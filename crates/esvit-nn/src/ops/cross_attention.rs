@@ -1,8 +1,10 @@
-//! Attention of the tokens of an image to other tokens, such as those of a coarser map.
+//! Attention of the tokens of an image to other tokens, such as those of a coarser map, or to themselves and
+//! those before them.
 
 use esvit_kernels::cross_attention::{self, CrossAttention};
 
 use super::cpu::{made, made_like, values};
+use super::neighbors::HIDDEN;
 use super::prelude::*;
 
 /// Attention of `q [queries, C]` to `kv [keys, 2 C]`, keys before values in a row: `[queries, C]`.
@@ -14,7 +16,27 @@ pub fn cross_attention(
     heads: usize,
     precision: Precision,
 ) -> Tensor {
-    apply(Attention { images: images.to_vec(), heads, precision }, [q, kv])
+    apply(Attention { images: images.to_vec(), heads, precision, is_causal: false }, [q, kv])
+}
+
+/// Causal attention: of every token of `q [tokens, C]` to itself and to those of its image before it, whose
+/// keys and values are `kv [tokens, 2 C]`, keys before values in a row: `[tokens, C]`. `images` lists the
+/// tokens of every image.
+pub fn causal_attention(
+    q: Tensor,
+    kv: Tensor,
+    images: &[usize],
+    heads: usize,
+    precision: Precision,
+) -> Tensor {
+    let images = images.iter().map(|&tokens| [tokens; 2]).collect();
+    apply(Attention { images, heads, precision, is_causal: true }, [q, kv])
+}
+
+/// What is added to the logits of `[tokens, tokens]` so that none sees a later one.
+pub(crate) fn later_keys(tokens: usize) -> Vec<f32> {
+    let pairs = (0..tokens).flat_map(|query| (0..tokens).map(move |key| (query, key)));
+    pairs.map(|(query, key)| if key > query { HIDDEN } else { 0.0 }).collect()
 }
 
 /// Inputs: queries, and keys and values.
@@ -23,11 +45,13 @@ struct Attention {
     images: Vec<[usize; 2]>,
     heads: usize,
     precision: Precision,
+    is_causal: bool,
 }
 
 impl Attention {
     fn with_width(&self, width: usize) -> CrossAttention<'_> {
-        CrossAttention { images: &self.images, width, heads: self.heads }
+        let Self { images, heads, is_causal, .. } = self;
+        CrossAttention { images, width, heads: *heads, is_causal: *is_causal }
     }
 }
 
@@ -41,7 +65,11 @@ impl Operation for Attention {
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let [_, width] = inputs[0].dims();
-        let macs = self.images.iter().map(|[queries, keys]| 2 * queries * keys * width).sum();
+        let pairs = |&[queries, keys]: &[usize; 2]| match self.is_causal {
+            true => queries * (keys + 1) / 2,
+            false => queries * keys,
+        };
+        let macs = 2 * width * self.images.iter().map(pairs).sum::<usize>();
         Cost::products(macs).saving(inputs[0].numel(), Precision::F32)
     }
 
@@ -61,7 +89,12 @@ impl Operation for Attention {
         let scale = nodes.constant(&format!("scale_{depth}"), &[], &[(depth as f32).powf(-0.5)]);
         let q = nodes.node("Mul", &[&q, &scale], &[]);
         let k = nodes.transpose(&k, &[0, 1, 3, 2]);
-        let logits = nodes.node("MatMul", &[&q, &k], &[]);
+        let mut logits = nodes.node("MatMul", &[&q, &k], &[]);
+        if self.is_causal {
+            let (name, size) = (format!("later_than_{keys}"), [keys; 2]);
+            let hidden = nodes.constant(&name, &size, &later_keys(keys));
+            logits = nodes.node("Add", &[&logits, &hidden], &[]);
+        }
         let weights = nodes.softmax(&logits);
         let context = nodes.node("MatMul", &[&weights, &v], &[]);
         let context = nodes.transpose(&context, &[0, 2, 1, 3]);

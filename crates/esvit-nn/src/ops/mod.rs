@@ -7,6 +7,7 @@
 mod attention;
 mod auto_choice;
 mod batch_norm;
+mod colors;
 mod contrast;
 mod convolution;
 mod cpu;
@@ -35,9 +36,11 @@ pub use auto_choice::{AUTO_CHOICES, AutoChoice};
 pub use batch_norm::{
     BatchNormValues, batch_norm, batch_norm_of_runs, batch_norm_relu, fixed_batch_norm,
 };
+pub use colors::{embed_colors, nearest_colors};
 pub use contrast::info_nce;
 pub use convolution::{Filter, batch_norm_relu_convolution, convolution, max_pool};
-pub use cross_attention::cross_attention;
+pub(crate) use cross_attention::later_keys;
+pub use cross_attention::{causal_attention, cross_attention};
 pub use depthwise::depthwise;
 pub use distance::paired_distance;
 pub use gathered_attention::{

@@ -463,14 +463,15 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
 const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
 
 /// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
-/// MoCo-v3, SwAV, SimCLR, iBOT.
-const PROJECTORS: [&str; 6] = [
+/// MoCo-v3, SwAV, SimCLR, iBOT, iGPT.
+const PROJECTORS: [&str; 7] = [
     "projector.",
     "predictor.",
     "projection_head.",
     "prototypes.",
     "head_contrastive.",
     "ibot_head.",
+    "lm_head.",
 ];
 
 /// The same for sequences of layers with numbers: MoCo-v2, DenseCL.

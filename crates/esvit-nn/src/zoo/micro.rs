@@ -1,7 +1,8 @@
 //! The small networks: patches of 4 pixels make a map of 8 x 8 of an image of 32, which the last
-//! stage, if there are several, halves.
+//! stage, if there are several, halves. An image GPT sees 16 x 16 colors.
 
 use crate::backbone::cvt::{self, CvtConfig};
+use crate::backbone::igpt::{self, IgptConfig, Variant};
 use crate::backbone::pvt::{self, PvtConfig};
 use crate::backbone::resnet::{BlockKind, ResNetConfig};
 use crate::backbone::swin::{self, SwinConfig};
@@ -95,6 +96,17 @@ pub(super) fn config(family: Family) -> BackboneConfig {
             bias_resize: BiasResize::Pairs,
             norm_eps: vil::NORM_EPS,
         }),
+        Family::Igpt => BackboneConfig::Igpt(IgptConfig {
+            img_size: IMAGE,
+            patch_size: 2,
+            colors: 64,
+            variant: Variant::Autoregressive,
+            embed_dim: 96,
+            depth: BLOCKS.iter().sum(),
+            num_heads: 3,
+            feature_block: BLOCKS[0],
+            norm_eps: igpt::NORM_EPS,
+        }),
     }
 }
 
@@ -113,7 +125,11 @@ mod tests {
             assert_eq!(config.family(), family);
             let name = format!("{}_micro", family.name());
             assert_eq!(zoo::find(&name).unwrap().config(), config);
-            let last = if family == Family::Vit { 8 } else { 4 };
+            let last = match family {
+                Family::Vit => 8,
+                Family::Igpt => 16,
+                _ => 4,
+            };
             assert_eq!(config.last_map(32), last, "{name}");
             let (_, list) = config.build(0.0);
             assert!((200_000..700_000).contains(&list.parameters()), "{name}");

@@ -4,6 +4,7 @@
 
 mod cvt;
 mod heads;
+mod igpt;
 mod masking;
 mod operations;
 mod prefix;

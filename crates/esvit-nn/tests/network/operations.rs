@@ -228,6 +228,14 @@ fn bf16_is_near_f32_in_every_operation() {
             }),
         ),
         (
+            "causal attention",
+            vec![input(), hashed(2, rows * 2 * width)],
+            Box::new(|v, precision, _| {
+                let kv = v[1].clone().reshape([rows, 2 * width]);
+                flat(ops::causal_attention(x(v), kv, &[14, 14], 2, precision))
+            }),
+        ),
+        (
             "convolution",
             vec![input(), hashed_times(4, 6 * 9 * width, small / 3.0), hashed(5, 6)],
             Box::new(|v, precision, again| {

@@ -409,6 +409,18 @@ impl Node {
                     x.at(&from)
                 })
             }
+            ("ArgMin", [x]) => {
+                assert_eq!(
+                    (self.integers("axis"), self.integers("keepdims")),
+                    (&[1][..], &[0][..])
+                );
+                let [rows, columns] = x.shape[..] else { panic!("a matrix") };
+                let first = |row: &[f64]| {
+                    let least = row.iter().copied().fold(f64::INFINITY, f64::min);
+                    row.iter().position(|&value| value == least).unwrap() as f64
+                };
+                Value::new(&[rows], x.data.chunks_exact(columns).map(first).collect())
+            }
             ("Pad", [x, pads]) => {
                 let before = |axis: usize| pads.data[axis] as usize;
                 let after = |axis: usize| pads.data[x.shape.len() + axis] as usize;

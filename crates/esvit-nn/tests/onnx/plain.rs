@@ -286,6 +286,18 @@ const OPERATIONS: &[(&str, Compute)] = &[
         let kv = tokens(x).narrow(1, 0, 2).matmul(p.tensor(ids.matrix)).index_select(2, [4, 3, 2, 1, 0, 1, 2, 3]);
         ops::cross_attention(q, kv.reshape([2 * batch, 8]), &vec![[image, 2]; batch], 2, Precision::F32)
     }),
+    ("causal_attention", |p, ids, x| {
+        let (batch, image) = (x.shape()[0], 3 * x.shape()[2]);
+        let qkv = rows(x).matmul(p.tensor(ids.matrix));
+        let q = qkv.clone().index_select(1, [0, 1, 2, 3]);
+        let kv = qkv.index_select(1, [4, 3, 2, 1, 0, 1, 2, 3]);
+        ops::causal_attention(q, kv, &vec![image; batch], 2, Precision::F32)
+    }),
+    ("embed_colors", |p, ids, x| {
+        let pixels = rows(x).matmul(p.tensor(ids.matrix)).index_select(1, [4, 0, 1]);
+        let palette = p.tensor(ids.matrix).narrow(1, 0, 3);
+        ops::embed_colors(pixels, palette, p.tensor(ids.matrix))
+    }),
     ("fixed_batch_norm", |p, ids, x| {
         let row = p.vector(ids.row);
         ops::fixed_batch_norm(rows(x), [row.clone(), row.clone()], [row.clone(), row.square()], 1e-2)

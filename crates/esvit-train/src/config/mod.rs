@@ -237,6 +237,7 @@ impl Config {
                 width,
                 blocks: backbone.blocks(),
                 masking: backbone.masking(),
+                color_tokens: backbone.color_tokens(),
                 stride: backbone.stages().last().map_or(1, |stage| stage.stride),
                 normalization: self.views.normalization(),
                 classes,
@@ -261,12 +262,16 @@ impl Config {
         }
     }
 
-    /// Checks that all is there that training needs besides valid settings, such as a teacher.
+    /// Checks that all is there that training needs besides valid settings, such as a teacher, or a backbone
+    /// that suits the objective.
     ///
     /// # Errors
     /// Names the setting that lacks something.
     pub fn check_ready(&self) -> Result<(), ConfigError> {
-        Ok(self.objective.settings().check_ready().map_err(|error| error.within("objective"))?)
+        let objective = self.objective.settings();
+        let suits = objective.check_backbone(&self.model.backbone);
+        let ready = suits.and_then(|()| objective.check_ready());
+        Ok(ready.map_err(|error| error.within("objective"))?)
     }
 
     /// Checks each table, then their combinations.
@@ -335,7 +340,7 @@ impl Config {
         let least = backbone.least_side();
         if smallest < least {
             let what = match backbone {
-                BackboneConfig::Swin(_) | BackboneConfig::Vit(_) => {
+                BackboneConfig::Swin(_) | BackboneConfig::Vit(_) | BackboneConfig::Igpt(_) => {
                     format!("hold no patch of {least} (`model.patch_size`)")
                 }
                 _ => format!("leave a stage without tokens, they need at least {least}"),

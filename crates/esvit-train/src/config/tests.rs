@@ -220,7 +220,7 @@ fn layers_decide_about_the_objective() {
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
     let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
-                    `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `supervised`, \
+                    `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `igpt`, `supervised`, \
                     `distill`, `masked_patch`";
     assert_eq!(error, expected);
     for (text, expected) in [
@@ -426,6 +426,9 @@ fn every_setting_has_its_bounds() {
         ("dinov2", "teacher_temp=0.0", "teacher_temp=0.04"),
         ("dinov2", "head.out_dim=1", "head.out_dim=2"),
         ("dinov2", "koleo=nan", "koleo=0"),
+        ("igpt", "mask_rate=0.0", "mask_rate=0.01"),
+        ("igpt", "mask_rate=1.1", "mask_rate=1.0"),
+        ("igpt", "mask_rate=nan", "mask_rate=0.5"),
     ] {
         let name = format!("objective.name={name}");
         let [refused, allowed] = [refused, allowed].map(|text| format!("objective.{text}"));
@@ -442,6 +445,7 @@ fn objectives_and_the_passes_of_their_views() {
     for (name, splits) in [
         ("mocov2", true),
         ("densecl", true),
+        ("igpt", true),
         ("masked_patch", true),
         ("mocov3", false),
         ("moby", false),
@@ -594,6 +598,44 @@ fn recipes_of_other_objectives_are_the_published_ones() {
         let has_own = ["mocov3_resnet50", "simclr", "byol", "swav_256"].contains(&name);
         assert_eq!(is_default, !has_own, "{name}");
     }
+}
+
+/// The published settings as far as they are known; and those of the built-in images, without augmentation of
+/// colors.
+#[test]
+fn recipes_of_igpt() {
+    let config = recipe("igpt");
+    let shape = zoo::find("igpt_s").unwrap().config();
+    assert_eq!((&config.model.backbone, config.model.drop_path), (&shape, 0.0));
+    assert_eq!((config.train.batch_size, config.train.steps), (128, Some(1_000_000)));
+    let rate = config.optim.lr * 128.0 / LR_BATCH;
+    assert!((rate - 3e-3).abs() < 1e-12, "{rate}");
+    assert_eq!((config.optim.weight_decay, config.optim.clip_grad), (0.0, None));
+    let small = recipe("igpt_materials");
+    assert_eq!(small.model.backbone, zoo::find("igpt_micro").unwrap().config());
+    assert_eq!((small.views.sizes(), small.views.global_scale), (vec![32], [0.4, 1.0]));
+    for config in [config, small] {
+        assert_eq!(config.objective, ObjectiveConfig::named("igpt").unwrap());
+        let ViewsConfig { jitter, grayscale, blur, mean, std, .. } = &config.views;
+        assert_eq!((jitter.p, *grayscale, blur.p_global1), (0.0, 0.0, 0.0));
+        assert_eq!([*mean, *std], [[0.5; 3]; 2]);
+        config.check_ready().unwrap();
+    }
+}
+
+/// It predicts colors, which other backbones do not see; these take other objectives.
+#[test]
+fn igpt_needs_an_image_gpt() {
+    let named = |texts: &[&str]| resolve(texts).unwrap().check_ready();
+    let error = named(&["objective.name=igpt"]).unwrap_err().to_string();
+    let expected = "`objective.name` is igpt: it predicts colors, which a Swin network does not see \
+                    one by one\nhint: choose an image GPT";
+    assert!(error.starts_with(expected), "{error}");
+    named(&["objective.name=igpt", "model.arch=igpt_micro", "model.variant=bert"]).unwrap();
+    named(&["model.arch=igpt_micro"]).unwrap();
+    let path = ["objective.name=igpt", "objective.palette=colors.npy"];
+    let config = resolve(&path).unwrap();
+    assert_eq!(Config::parse(&config.to_toml(), Origin::Defaults).unwrap(), config);
 }
 
 /// As in the paper: a rate of 2e-4 at 4096 images, after 10,000 steps of warm-up.

@@ -3,10 +3,11 @@
 use std::fmt::Debug;
 
 use esvit_data::augment::Normalization;
-use esvit_nn::Device;
 use esvit_nn::backbone::Masking;
+use esvit_nn::backbone::igpt::ColorTokens;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::Scope;
+use esvit_nn::{BackboneConfig, Device};
 use esvit_settings::describe::{Describe, Value, json};
 use esvit_settings::{SettingError, check};
 use serde::de::Error;
@@ -18,6 +19,7 @@ use super::densecl::DenseClConfig;
 use super::dinov2::Dinov2Config;
 use super::distill::{DistillConfig, TeacherRecord};
 use super::esvit::EsvitConfig;
+use super::igpt::IgptConfig;
 use super::masked_patch::MaskedPatchConfig;
 use super::moby::MobyConfig;
 use super::mocov2::MocoV2Config;
@@ -36,6 +38,8 @@ pub struct Setup {
     pub blocks: usize,
     /// How its patches are masked, if they can be.
     pub masking: Option<Masking>,
+    /// How the backbone sees an image as colors, if it does.
+    pub color_tokens: Option<ColorTokens>,
     /// Side of a token of the last map in pixels.
     pub stride: usize,
     /// What was done to the pixels of views.
@@ -62,6 +66,14 @@ pub trait ObjectiveSettings: Debug {
     /// # Errors
     /// Names the first invalid one.
     fn validate(&self) -> Result<(), SettingError>;
+
+    /// Checks that a backbone is one for this objective. Keys are relative to the table.
+    ///
+    /// # Errors
+    /// Says what it lacks.
+    fn check_backbone(&self, _backbone: &BackboneConfig) -> Result<(), SettingError> {
+        Ok(())
+    }
 
     /// Checks that all is there that training needs besides valid settings. Keys are relative to the table.
     ///
@@ -236,6 +248,8 @@ objectives! {
     Swav(SwavConfig) = "swav",
     /// DenseCL: MoCo-v2 for the whole view and for each cell of its map.
     DenseCl(DenseClConfig) = "densecl",
+    /// iGPT: a transformer predicts the colors of pixels.
+    Igpt(IgptConfig) = "igpt",
     /// Classification with labels.
     Supervised(SupervisedConfig) = "supervised",
     /// Distillation from a frozen teacher.

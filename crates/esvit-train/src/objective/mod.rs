@@ -17,6 +17,7 @@ pub mod dinov2;
 pub mod distill;
 pub mod esvit;
 mod health;
+pub mod igpt;
 pub mod infonce;
 pub mod masked_patch;
 pub mod moby;

@@ -30,6 +30,7 @@ use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
 use crate::objective::distill::TeacherRecord;
+use crate::objective::igpt::palette::PaletteError;
 use crate::span::RunLength;
 use esvit_files::FileError;
 use session::Session;
@@ -212,6 +213,9 @@ pub enum RunError {
     /// The images cannot be loaded in batches.
     #[error("{0}")]
     Data(#[from] LoaderError),
+    /// The palette cannot be read, or is not that of the network.
+    #[error(transparent)]
+    Palette(#[from] PaletteError),
     /// A check failed.
     #[error("the check of the network failed: {0}")]
     Check(Box<dyn std::error::Error + Send + Sync>),

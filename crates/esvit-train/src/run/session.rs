@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use esvit_data::{Batch, Batches, Loader, Source};
 use esvit_kernels::pool;
 use esvit_nn::Device;
+use esvit_nn::backbone::igpt;
 use esvit_nn::weights::entry;
 use serde_json::Value;
 
@@ -26,7 +27,8 @@ use crate::checkpoint::{self, Best, Measure, Metadata};
 use crate::config::Config;
 use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
-use crate::objective::{CollapseDetector, MicroBatch, StepInfo};
+use crate::objective::igpt::palette;
+use crate::objective::{CollapseDetector, MicroBatch, ObjectiveConfig, StepInfo};
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
@@ -81,6 +83,7 @@ impl<'a> Session<'a> {
                 let path = folder.file("env.json");
                 write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
             }
+            write_palette(&config, &learner, &folder)?;
             if let Some(moved) = moved {
                 MetricsLog::renumber(&folder, &moved)?;
             }
@@ -470,6 +473,16 @@ fn with_earlier(path: &Path, environment: Value) -> Value {
         resumed.push(environment);
     }
     Value::Object(first)
+}
+
+/// The palette of a network that learns from colors, for other runs and other programs.
+fn write_palette(config: &Config, learner: &Learner, folder: &RunFolder) -> Result<(), RunError> {
+    let is_of_colors = matches!(config.objective, ObjectiveConfig::Igpt(_));
+    let Some(colors) = igpt::palette(&learner.student).filter(|_| is_of_colors) else {
+        return Ok(());
+    };
+    palette::write(&folder.file("palette.npy"), &colors, &config.views.normalization())?;
+    Ok(())
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use esvit_data::Source;
 use esvit_kernels::isa;
+use esvit_nn::backbone::igpt::set_palette;
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device};
 
@@ -15,6 +16,7 @@ use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
 use crate::config::Config;
 use crate::objective::distill::TeacherRecord;
+use crate::objective::igpt::palette;
 
 /// The state at the start of a run.
 pub(super) struct Started {
@@ -72,7 +74,7 @@ impl Started {
         };
         let is_first = collective.rank() == 0;
         match start {
-            Start::New => {}
+            Start::New => started.choose_palette(config, source)?,
             Start::InitFrom { path, key } => started.init_from(path, key.as_deref(), config)?,
             Start::ContinueFrom(path) => started.continue_from(path, config, images)?,
             Start::Resume => {
@@ -80,6 +82,9 @@ impl Started {
                     if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
                 collective.barrier();
                 started.resume(&folder, config, images)?;
+                if started.newest.as_os_str().is_empty() && started.moved.is_none() {
+                    started.choose_palette(config, source)?;
+                }
                 collective.barrier();
                 return Ok((started, folder));
             }
@@ -88,6 +93,15 @@ impl Started {
         let folder =
             if is_first { RunFolder::create(out, overwrite)? } else { RunFolder::at(out.into()) };
         Ok((started, folder))
+    }
+
+    /// Gives a network that learns from colors its palette. Weights are made for theirs.
+    fn choose_palette(&mut self, config: &Config, source: &dyn Source) -> Result<(), RunError> {
+        if let Some((colors, what)) = palette::of_run(config, source)? {
+            set_palette(&mut self.learner.student, &colors);
+            self.notes.push(what);
+        }
+        Ok(())
     }
 
     /// Loads weights only.

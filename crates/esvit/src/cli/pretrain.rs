@@ -139,6 +139,7 @@ impl How {
         output: &Output,
     ) -> Result<Exit> {
         teacher::attach(&mut config, output)?;
+        config.check_ready()?;
         if let Some(memory) = self.memory {
             let fit = esvit_train::memory::fit(&config, memory)?;
             config.train.micro_batch = Some(fit.micro_batch);

@@ -21,6 +21,7 @@ mod going_on;
 mod goldens;
 mod help;
 mod hostile;
+mod igpt;
 mod images;
 mod interruption;
 mod json;

@@ -3,6 +3,7 @@
 
 mod batch;
 mod densecl;
+mod igpt;
 mod queues;
 mod supervised;
 mod swav;
@@ -11,6 +12,8 @@ use esvit_nn::{Device, Tensor};
 use esvit_train::objective::queue::KeyQueue;
 
 use super::{Case, CaseError, Outcome, Result};
+
+pub(super) use igpt::quantize;
 
 /// A case of kind `objective-METHOD`.
 pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
@@ -22,6 +25,7 @@ pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
         "byol" => batch::byol(case)?,
         "swav" => swav::run(case)?,
         "densecl" => densecl::run(case)?,
+        "igpt" => igpt::run(case)?,
         "supervised" => supervised::run(case)?,
         _ => return Err(CaseError::Kind(case.kind.clone())),
     };

@@ -30,7 +30,10 @@ pub(super) fn config_files(
                 BackboneConfig::Swin(model) => swin::transformers(model),
                 BackboneConfig::Vit(model) => vit::transformers(model),
                 BackboneConfig::ResNet(model) => resnet::transformers(model),
-                BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+                BackboneConfig::Pvt(_)
+                | BackboneConfig::Cvt(_)
+                | BackboneConfig::Vil(_)
+                | BackboneConfig::Igpt(_) => {
                     unreachable!("{REFUSED}")
                 }
             };
@@ -47,7 +50,10 @@ pub(super) fn timm_name(config: &BackboneConfig) -> (&'static str, Map<String, V
         BackboneConfig::Swin(model) => swin::timm_name(model),
         BackboneConfig::Vit(model) => vit::timm_name(model),
         BackboneConfig::ResNet(model) => resnet::timm_name(model),
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+        BackboneConfig::Pvt(_)
+        | BackboneConfig::Cvt(_)
+        | BackboneConfig::Vil(_)
+        | BackboneConfig::Igpt(_) => {
             unreachable!("{REFUSED}")
         }
     }
@@ -60,7 +66,10 @@ fn timm(config: &BackboneConfig, preprocess: &Preprocess) -> Value {
         BackboneConfig::Swin(_) => ("avg", "head.fc", "patch_embed.proj"),
         BackboneConfig::Vit(_) => ("token", "head", "patch_embed.proj"),
         BackboneConfig::ResNet(_) => ("avg", "fc", "conv1"),
-        BackboneConfig::Pvt(_) | BackboneConfig::Cvt(_) | BackboneConfig::Vil(_) => {
+        BackboneConfig::Pvt(_)
+        | BackboneConfig::Cvt(_)
+        | BackboneConfig::Vil(_)
+        | BackboneConfig::Igpt(_) => {
             unreachable!("{REFUSED}")
         }
     };

@@ -10,7 +10,7 @@ mod block;
 mod config;
 mod mlp;
 mod patches;
-mod positions;
+pub(super) mod positions;
 mod rotary;
 
 use std::ops::{ControlFlow, Range};

@@ -13,19 +13,19 @@ use crate::tensor::Tensor;
 /// The matrices `[height * width, side * side]` that resize a table of `side` x `side` positions to
 /// maps, made once per map.
 #[derive(Debug)]
-pub(super) struct PositionMatrices {
+pub(in crate::backbone) struct PositionMatrices {
     side: usize,
     resize: PositionResize,
     made: Memo<[usize; 2], Tensor>,
 }
 
 impl PositionMatrices {
-    pub(super) fn new(side: usize, resize: PositionResize) -> Self {
+    pub(in crate::backbone) fn new(side: usize, resize: PositionResize) -> Self {
         Self { side, resize, made: Memo::default() }
     }
 
     /// The matrix for a map; None where the table is of that map.
-    pub(super) fn get(&self, map: [usize; 2], device: &Device) -> Option<Tensor> {
+    pub(in crate::backbone) fn get(&self, map: [usize; 2], device: &Device) -> Option<Tensor> {
         if map == [self.side; 2] {
             return None;
         }

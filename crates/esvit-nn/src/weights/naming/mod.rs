@@ -79,7 +79,7 @@ impl Naming {
     pub fn norm_eps(self, family: Family) -> f64 {
         match (family, self) {
             (Family::Swin, Self::Esvit) | (Family::Pvt | Family::Vil, _) => 1e-6,
-            (Family::Swin | Family::ResNet | Family::Cvt, _) => 1e-5,
+            (Family::Swin | Family::ResNet | Family::Cvt | Family::Igpt, _) => 1e-5,
             (Family::Vit, Self::Transformers | Self::Transformers5) => 1e-12,
             (Family::Vit, Self::TimmEva | Self::TransformersDinov3) => 1e-5,
             (Family::Vit, _) => 1e-6,
@@ -94,7 +94,7 @@ impl Naming {
             Family::Vit => vit::names(self, official),
             Family::ResNet => resnet::names(self, official),
             // No other program has their layout.
-            Family::Pvt | Family::Cvt | Family::Vil => vec![official.into()],
+            Family::Pvt | Family::Cvt | Family::Vil | Family::Igpt => vec![official.into()],
         }
     }
 

@@ -1,6 +1,7 @@
 //! Finds the networks in a file of weights and infers their shapes.
 
 mod cvt;
+mod igpt;
 mod pvt;
 mod resnet;
 mod swin;
@@ -27,6 +28,7 @@ pub fn networks(file: &WeightsFile) -> Vec<Location> {
     found.extend(resnet::networks(file));
     found.extend(cvt::networks(file));
     found.extend(vil::networks(file));
+    found.extend(igpt::networks(file));
     found.iter_mut().for_each(|network| method::note(file, network));
     // A backbone that is there twice is one network.
     let copy = |at: &Location| Some((at.group.clone(), method::copy_prefix(at)?));
@@ -142,6 +144,7 @@ pub(super) fn shape(
         Family::ResNet => of(resnet::shape(file, location, known), BackboneConfig::ResNet),
         Family::Cvt => of(cvt::shape(file, location, known), BackboneConfig::Cvt),
         Family::Vil => of(vil::shape(file, location, known), BackboneConfig::Vil),
+        Family::Igpt => of(igpt::shape(file, location, known), BackboneConfig::Igpt),
     }
 }
 

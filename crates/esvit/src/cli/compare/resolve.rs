@@ -36,6 +36,7 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
         // It is opened again for each run: others have the memory to themselves.
         let mut ready = config.clone();
         teacher::attach(&mut ready, output)?;
+        ready.check_ready()?;
         plan::check_memory(&ready, &*source)?;
         let start = match base {
             Some(base) => Some(start(&asked, &variants[base], &sources[base])?),

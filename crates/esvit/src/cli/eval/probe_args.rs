@@ -55,7 +55,7 @@ impl ProbeArgs {
     /// The probe for a network of this configuration.
     pub(super) fn probe(&self, shape: &BackboneConfig) -> Result<Probe> {
         let ns = match &self.n[..] {
-            [] => BLOCKS.map(|n| n.min(shape.blocks())).to_vec(),
+            [] => BLOCKS.map(|n| n.min(shape.feature_block())).to_vec(),
             ns => ns.to_vec(),
         };
         Ok(Probe {

@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use esvit_files::{AtomicFile, FileError};
+use crate::{AtomicFile, FileError};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const VERSION: [u8; 2] = [1, 0];
@@ -95,7 +95,7 @@ element!(i64, "<i8");
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let path = std::env::temp_dir().join("esvit-example.npy");
-/// use esvit_model::npy::{NpyWriter, read};
+/// use esvit_files::npy::{NpyWriter, read};
 /// let mut embeddings = NpyWriter::create(&path, 2)?;
 /// embeddings.append(&[0.5f32, 1.0])?;
 /// embeddings.append(&[2.0, 3.0, 4.0, 5.0])?;
@@ -168,7 +168,7 @@ impl<E: Element> NpyWriter<E> {
 }
 
 /// The header of a matrix, or of a vector without `columns`, of fixed length.
-pub(crate) fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
+pub fn header<E: Element>(rows: usize, columns: Option<usize>) -> Vec<u8> {
     let shape = match columns {
         Some(columns) => format!("({rows}, {columns})"),
         None => format!("({rows},)"),
