@@ -33,7 +33,7 @@ fn nearest(own: &Tensor, all: &Tensor, first: usize) -> Vec<i32> {
     let similarity = own.clone().detach().matmul(all.clone().detach().transpose());
     let [images, count] = similarity.dims();
     // Below every cosine.
-    let mut itself = vec![0.0; images * count];
+    let mut itself = vec![0.0f32; images * count];
     for image in 0..images {
         itself[image * count + first + image] = -4.0;
     }
