@@ -62,7 +62,8 @@ fn runs_with_some_regions_go_on() {
         BALANCED,
     ];
     let new = || bench(&objective, &["train.micro_batch=1"]);
-    let (outcome, reported) = new().well("run");
+    let undisturbed = new();
+    let (outcome, reported) = undisturbed.well("run");
     assert!(reported.losses.iter().all(|loss| loss.is_finite()));
     let expected = bytes(&outcome.checkpoint);
     let mut bench = new();

@@ -19,7 +19,8 @@ fn bench(variant: &[&str], settings: &[&str]) -> Bench {
 fn runs_go_on_with_the_same_regions() {
     let published = bench(&[], &[]).well("run").1.losses;
     for variant in VARIANTS {
-        let (outcome, reported) = bench(variant, &[]).well("run");
+        let undisturbed = bench(variant, &[]);
+        let (outcome, reported) = undisturbed.well("run");
         let expected = bytes(&outcome.checkpoint);
         assert_ne!(reported.losses, published, "{variant:?}");
         assert!(reported.losses.iter().all(|loss| loss.is_finite()), "{variant:?}");
@@ -54,7 +55,8 @@ fn micro_batches_have_the_same_regions() {
 /// The prototypes of the region's head do not learn from distances before them; the rest of it does.
 #[test]
 fn distances_leave_prototypes_alone() {
-    let (outcome, reported) = bench(&["objective.region.loss=mse"], &[]).well("run");
+    let bench = bench(&["objective.region.loss=mse"], &[]);
+    let (outcome, reported) = bench.well("run");
     let file = WeightsFile::open(&outcome.checkpoint).unwrap();
     let has_moments = |name: &str| {
         let is_own = |tensor: &esvit_weights::TensorInfo| {
