@@ -54,7 +54,7 @@ enum RegionHeads {
 #[derive(Debug)]
 enum Rows {
     Embeddings(Tensor),
-    Logits(PrototypeLogits),
+    Logits(Box<PrototypeLogits>),
 }
 
 impl RegionTerm {
@@ -121,7 +121,8 @@ impl RegionTerm {
                 mse(predictor.forward(params, projections, &runs, ctx), targets.clone(), pairs)
             }
             (RegionHeads::Softmax { center, .. }, Rows::Logits(logits), Rows::Logits(targets)) => {
-                softmax(logits, targets.clone(), center.clone(), pairs, self.precision)
+                let targets = PrototypeLogits::clone(targets);
+                softmax(*logits, targets, center.clone(), pairs, self.precision)
             }
             _ => unreachable!("both networks have the same heads"),
         }
@@ -135,7 +136,9 @@ impl RegionTerm {
                 let runs = rows_per_view(regions, batch);
                 Rows::Embeddings(projector.forward(params, tokens, &runs, ctx))
             }
-            RegionHeads::Softmax { head, .. } => Rows::Logits(head.forward(params, tokens, ctx)),
+            RegionHeads::Softmax { head, .. } => {
+                Rows::Logits(Box::new(head.forward(params, tokens, ctx)))
+            }
         }
     }
 
