@@ -181,9 +181,9 @@ impl Sums {
                 let row = (group * heads + head) * queries.len() + query - queries.start;
                 &weights[row * count..][..count]
             };
-            for head in 0..heads {
-                query_attention[head] = entropy(row(head));
-                self.entropies[head] += query_attention[head];
+            for (head, own) in query_attention.iter_mut().enumerate() {
+                *own = entropy(row(head));
+                self.entropies[head] += *own;
                 for (&weight, key) in row(head).iter().zip(&keys.1) {
                     match key {
                         Key::Cell(_) | Key::Square(_) => {}

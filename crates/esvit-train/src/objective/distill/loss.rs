@@ -126,7 +126,7 @@ mod tests {
             let pairs = rows(&predicted).into_iter().zip(rows(&target));
             let expected: Vec<f64> = pairs.map(|(p, t)| defined(&distance, &p, &t)).collect();
             assert_close("distance", &found.to_vec::<f32>(), &expected, 2e-6);
-            check_gradients("distance", &[predicted.clone()], |inputs| {
+            check_gradients("distance", std::slice::from_ref(&predicted), |inputs| {
                 let predicted = inputs[0].clone().reshape([ROWS, WIDTH]);
                 distance.of_rows(predicted, tensor(&target)).reshape([ROWS])
             });

@@ -272,7 +272,7 @@ mod tests {
         let square = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
         };
-        let mut means = vec![[0.0f64; 4]; 3];
+        let mut means = [[0.0f64; 4]; 3];
         for point in samples.chunks(3) {
             let distances: Vec<f64> = centers.chunks(3).map(|c| square(point, c)).collect();
             let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
