@@ -76,13 +76,12 @@ impl<'a> Session<'a> {
             (config.train.steps, config.train.time) = (Some(first_step + steps), None);
         }
         let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
-        let log = if learner.collective.rank() == 0 {
-            // A run that has no step left is not one with other settings.
-            if first_step < plan.total_steps || !folder.config().exists() {
-                write_text(&folder.config(), &config.to_toml())?;
-                let path = folder.file("env.json");
-                write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
-            }
+        // A run that has no step left is not one with other settings or other steps: its files stay as they are.
+        let is_done = first_step >= plan.total_steps && folder.config().exists();
+        let log = if learner.collective.rank() == 0 && !is_done {
+            write_text(&folder.config(), &config.to_toml())?;
+            let path = folder.file("env.json");
+            write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
             write_palette(&config, &learner, &folder)?;
             if let Some(moved) = moved {
                 MetricsLog::renumber(&folder, &moved)?;
@@ -108,7 +107,8 @@ impl<'a> Session<'a> {
             collapse: CollapseDetector::default(),
             best: best.filter(|best| best.by == measure),
             from_weights,
-            saved: (!newest.as_os_str().is_empty()).then_some(first_step),
+            // A checkpoint of another numbering is not that of the step where the run goes on.
+            saved: (moved.is_none() && !newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
             found,
@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
         if is_measured && !self.from_weights {
             self.find_crops(first_step)?;
         }
-        if self.newest.as_os_str().is_empty() {
+        if self.saved.is_none() {
             // A run that fails before its first checkpoint can start again from this one.
             self.save(first_step)?;
             if self.is_first() {

@@ -82,7 +82,7 @@ impl Started {
                     if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
                 collective.barrier();
                 started.resume(&folder, config, images)?;
-                if started.newest.as_os_str().is_empty() && started.moved.is_none() {
+                if started.newest.as_os_str().is_empty() {
                     started.choose_palette(config, source)?;
                 }
                 collective.barrier();
@@ -211,8 +211,7 @@ impl Started {
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
         self.keep_place(&metadata, &path, config, images)?;
         self.compare_isa(folder, config);
-        // A checkpoint of another numbering is not that of the step where the run goes on.
-        self.newest = if self.moved.is_some() { PathBuf::new() } else { path };
+        self.newest = path;
         Ok(())
     }
 

@@ -103,6 +103,25 @@ fn another_batch_keeps_the_place_in_the_images() {
     }
 }
 
+/// Where other settings leave no step to do, the run stays the one that it is.
+#[test]
+fn without_a_step_to_do_no_file_is_touched() {
+    let place = Place::new();
+    let settings = TINY.replace("train.epochs=3", "train.steps=20");
+    place.well(&format!("pretrain --out run {settings} train.log_every=5"));
+    let before = place.files("");
+    for setting in ["train.batch_size=2", "train.batch_size=8", "train.steps=10"] {
+        let ended = place.well(&format!("resume run {setting} --json"));
+        let result = ended.json();
+        assert_eq!(result["end"], "nothing to do", "{ended}");
+        assert!(place.path(result["checkpoint"].as_str().unwrap()).is_file(), "{ended}");
+        assert!(place.files("") == before, "{setting}: {:?}", place.folder("run").names());
+    }
+    place.well("resume run train.steps=30");
+    let steps: Vec<u64> = place.folder("run").losses().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [5, 10, 15, 20, 25, 30]);
+}
+
 #[test]
 fn images_that_have_changed_are_told() {
     let place = Place::new();
