@@ -38,6 +38,19 @@ pub enum FolderError {
         /// A file in it.
         file: String,
     },
+    /// It is to be overwritten, and the run that would take its place needs something in it.
+    #[error(
+        "`{path}` is to be overwritten by a run that needs `{file}`, which is in it, so nothing is \
+         written or deleted there\n\
+         hint: choose another folder with `--out`",
+        path = path.display(), file = file.display()
+    )]
+    Needed {
+        /// The folder.
+        path: PathBuf,
+        /// A file in it, or the folder by another name.
+        file: PathBuf,
+    },
     /// Another process uses it.
     #[error(
         "`{path}` is in use: {holder} is training in it\n\

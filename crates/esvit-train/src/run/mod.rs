@@ -5,6 +5,7 @@ mod folder;
 mod images;
 mod lock;
 mod metrics_log;
+mod needed;
 mod plan;
 mod session;
 mod settle;
@@ -23,6 +24,7 @@ pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
+pub use needed::check_overwrite;
 pub use plan::Plan;
 pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
 

@@ -11,6 +11,7 @@ use esvit_nn::{Collective, Device};
 
 use super::folder::{FolderError, RunFolder};
 use super::images::ImageSet;
+use super::needed::check_overwrite;
 use super::{RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
@@ -61,6 +62,9 @@ impl Started {
         images: &ImageSet,
         collective: &Arc<dyn Collective>,
     ) -> Result<(Self, RunFolder), RunError> {
+        if overwrite {
+            check_overwrite(out, config, start)?;
+        }
         let classes = classes(config, source)?;
         let device: Device = config.train.device.parse()?;
         let mut started = Self {

@@ -18,6 +18,7 @@ use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
 use esvit_train::run::{
     End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
+    check_overwrite,
 };
 use serde_json::json;
 
@@ -124,6 +125,10 @@ impl Pretrain {
             (None, None) if self.resume => Start::Resume,
             (None, None) => Start::New,
         };
+        if self.overwrite {
+            // Before anything is opened or timed, and by a dry run, too.
+            check_overwrite(&out, &config, &start)?;
+        }
         self.how.start(config, &out, start, self.overwrite, output)
     }
 }

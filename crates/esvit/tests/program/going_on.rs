@@ -103,6 +103,46 @@ fn another_batch_keeps_the_place_in_the_images() {
     }
 }
 
+/// A run is not deleted for one that is made from it, whatever it is called.
+#[test]
+fn what_a_run_needs_is_not_overwritten() {
+    let place = Place::with_a_run();
+    good(&place, "set", 4);
+    let newest = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+    let begins = format!("pretrain {TINY} --init-from");
+    let mut lines = vec![
+        format!("{begins} run --out run"),
+        format!("{begins} {newest} --out run/../run"),
+        format!("{begins} {newest} --out run --dry-run --quiet"),
+        "pretrain --continue-from run train.epochs=2 --out run".into(),
+        format!("pretrain --continue-from ./{newest} train.epochs=2 --out run"),
+        "pretrain -d set --arch vit_micro views.global_size=32 --steps 2 --teacher run --out run"
+            .into(),
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("run", place.path("link")).unwrap();
+        std::os::unix::fs::symlink(newest, place.path("link.safetensors")).unwrap();
+        lines.extend([
+            format!("{begins} link.safetensors --out run"),
+            format!("{begins} run --out link"),
+        ]);
+    }
+    let before = place.files("");
+    for line in &lines {
+        place.run(&format!("{line} --overwrite")).expect(1).says(&[
+            "is to be overwritten by a run that needs `",
+            "so nothing is written or deleted there",
+            "hint: choose another folder with `--out`",
+        ]);
+        assert!(place.files("") == before, "{line}");
+    }
+    // Weights that are elsewhere stay when the folder goes.
+    fs::copy(place.path(newest), place.path("copy.safetensors")).unwrap();
+    let line = format!("{begins} copy.safetensors --out run --overwrite train.epochs=1");
+    place.well(&line).says(&["weights of `backbone`", "step 25/25"]);
+}
+
 /// Where other settings leave no step to do, the run stays the one that it is.
 #[test]
 fn without_a_step_to_do_no_file_is_touched() {
