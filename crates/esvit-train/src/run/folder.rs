@@ -93,8 +93,15 @@ pub enum FolderError {
 }
 
 /// Files that a run and its report write at the top of the folder, event files excepted.
-const OWN_FILES: [&str; 6] =
-    ["config.toml", "env.json", "train.log", "metrics.jsonl", "log.txt", "report.html"];
+const OWN_FILES: [&str; 7] = [
+    "config.toml",
+    "env.json",
+    "train.log",
+    "metrics.jsonl",
+    "log.txt",
+    "palette.npy",
+    "report.html",
+];
 const EVENT_PREFIX: &str = "events.out.tfevents.";
 const BEST: &str = "best.safetensors";
 
@@ -411,6 +418,7 @@ mod tests {
             "train.log",
             "metrics.jsonl",
             "log.txt",
+            "palette.npy",
             "report.html",
             "failures/step=00000003-inputs.safetensors",
             "eval/results.jsonl",
@@ -424,7 +432,7 @@ mod tests {
         std::fs::write(path.join("checkpoints/epoch=0000-step=00000000.safetensors"), "").unwrap();
         let error = RunFolder::create(&path, false).unwrap_err();
         assert!(matches!(error, FolderError::NotEmpty { .. }), "{error}");
-        assert_eq!(names(&path).len(), 11);
+        assert_eq!(names(&path).len(), 12);
         for foreign in [
             "thesis.tex",
             "config.toml.orig",
