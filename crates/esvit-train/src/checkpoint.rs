@@ -163,6 +163,18 @@ pub enum CheckpointError {
         /// What is missing.
         reason: String,
     },
+    /// The state of a run with other settings.
+    #[error(
+        "`{path}` does not fit the settings: {reason}\n\
+         hint: use those that it was made with",
+        path = path.display()
+    )]
+    OtherSettings {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// The metadata cannot be read.
     #[error("the metadata in `{path}` is damaged: {reason}", path = path.display())]
     Metadata {
@@ -174,6 +186,18 @@ pub enum CheckpointError {
     /// The file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+impl CheckpointError {
+    /// What of a file does not fit the settings of the run, a line each; none for a file that is damaged or not
+    /// that of a run.
+    pub fn misfits(&self) -> Vec<String> {
+        match self {
+            Self::Weights(error) => error.misfits().to_vec(),
+            Self::OtherSettings { reason, .. } => vec![reason.clone()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Writes a learner's state, atomically.
@@ -308,7 +332,7 @@ impl Checkpoint {
                 StoredNetwork::at(&self.file, prefix).load(&specs, &device, unused)?;
             match report.resized.first() {
                 None => Ok(params),
-                Some(table) => Err(CheckpointError::NotARun {
+                Some(table) => Err(CheckpointError::OtherSettings {
                     path: self.file.path().into(),
                     reason: format!(
                         "its network was made for another size of images or windows: {table}"

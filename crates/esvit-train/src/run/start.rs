@@ -157,10 +157,12 @@ impl Started {
     }
 
     /// Restores the newest checkpoint of the folder that is whole; others before it are named in the
-    /// notes.
+    /// notes. One that is whole and does not fit is not passed over: its steps would be lost.
     fn restore_newest(
         &mut self,
         folder: &RunFolder,
+        config: &Config,
+        images: &ImageSet,
     ) -> Result<Option<(PathBuf, Metadata)>, RunError> {
         let mut first_error = None;
         for (named, path) in folder.list()? {
@@ -177,6 +179,7 @@ impl Started {
             match restored {
                 Ok(metadata) => return Ok(Some((path, metadata))),
                 Err(source) => {
+                    other_settings(&path, &source, config, images)?;
                     self.notes.push(format!("passing over a broken checkpoint: {source}"));
                     first_error.get_or_insert(RunError::Start { path, source });
                 }
@@ -196,7 +199,7 @@ impl Started {
         // Before anything is restored: heads of another width would look like damage.
         let recorded = |path: PathBuf| Checkpoint::open(&path).ok()?.metadata?.teacher;
         same_teacher(folder.list()?.into_iter().find_map(|(_, path)| recorded(path)), config)?;
-        let Some((path, metadata)) = self.restore_newest(folder)? else {
+        let Some((path, metadata)) = self.restore_newest(folder, config, images)? else {
             let step = last_step(&folder.file("metrics.jsonl"));
             if step > 0 {
                 let path = folder.path().into();
@@ -295,6 +298,32 @@ fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), 
             Err(RunError::OtherTeacher { found, expected })
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses a checkpoint that could not be restored since settings or images are not those that it was made with.
+fn other_settings(
+    path: &Path,
+    error: &CheckpointError,
+    config: &Config,
+    images: &ImageSet,
+) -> Result<(), RunError> {
+    let misfits = error.misfits();
+    let metadata = Checkpoint::open(path).ok().and_then(|file| file.metadata);
+    let Some(metadata) = metadata.filter(|_| !misfits.is_empty()) else { return Ok(()) };
+    let before = metadata.config(path);
+    let mut changed = before.map(|before| config.differences(&before)).unwrap_or_default();
+    if changed.iter().any(|line| line.starts_with("objective.name = ")) {
+        // Another objective has other settings.
+        let is_own = |line: &String| {
+            line.starts_with("objective.") && !line.starts_with("objective.name = ")
+        };
+        changed.retain(|line| !is_own(line));
+    }
+    changed.extend(metadata.images.and_then(|before| images.differences(&before)));
+    match changed.is_empty() {
+        true => Ok(()),
+        false => Err(RunError::OtherSettings { path: path.into(), changed, misfits }),
     }
 }
 

@@ -143,6 +143,30 @@ fn what_a_run_needs_is_not_overwritten() {
     place.well(&line).says(&["weights of `backbone`", "step 25/25"]);
 }
 
+/// The settings say what does not fit, and a new run takes over the rest.
+#[test]
+fn a_checkpoint_that_does_not_fit_is_told_from_a_broken_one() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    place.well("resume run train.epochs=2 objective.region=false").says(&["step 50/50"]);
+    let before = place.files("");
+    let ended = place.run("resume run train.epochs=3 objective.region=true").expect(1);
+    assert!(!ended.stderr.contains("broken"), "{ended}");
+    ended.says(&[
+        "step=00000050.safetensors` does not fit the run as it is now: objective.region.enabled = \
+         true (it was false), train.epochs = 3 (it was 2)",
+        "head_dense",
+        "hint: go on with what the run had before, or begin a new run",
+    ]);
+    let other = "pretrain --resume --out run --objective byol train.epochs=3";
+    let ended = place.run(other).expect(1).says(&["objective.name = ", "... and "]);
+    assert!(ended.stderr.lines().count() < 14, "{ended}");
+    assert!(place.files("") == before);
+    place
+        .well("pretrain --out both --continue-from run train.epochs=3 objective.region=true")
+        .says(&["`head_dense` start anew", "step 75/75"]);
+}
+
 /// Where other settings leave no step to do, the run stays the one that it is.
 #[test]
 fn without_a_step_to_do_no_file_is_touched() {

@@ -1,0 +1,72 @@
+//! Runs whose checkpoints do not fit the settings that they are to go on with.
+
+use super::*;
+
+/// A run of six steps with these settings.
+fn done(settings: &[&str]) -> (Bench, Outcome) {
+    let bench = Bench::new(settings);
+    let outcome = bench.well("run").0;
+    (bench, outcome)
+}
+
+/// What is wrong when the run goes on with other settings: what is not as it was, and what does not fit.
+fn refused(bench: &Bench) -> (Vec<String>, Vec<String>, String) {
+    let error = bench.run("run").0.unwrap_err();
+    let text = error.to_string();
+    let RunError::OtherSettings { changed, misfits, .. } = error else { panic!("{text}") };
+    (changed, misfits, text)
+}
+
+/// A checkpoint that is whole is not passed over for an earlier one that fits: its steps would be gone.
+#[test]
+fn a_checkpoint_that_does_not_fit_is_not_broken() {
+    let (mut bench, _) = done(&["checkpoint.keep_last=9"]);
+    bench.start = Start::Resume;
+    bench.config = config(&["checkpoint.keep_last=9", "objective.region=false", "train.epochs=3"]);
+    let (outcome, reported) = bench.well("run");
+    assert_eq!((outcome.end, outcome.step), (End::Finished, 9));
+    assert!(reported.notes.iter().all(|note| !note.contains("broken")), "{:?}", reported.notes);
+    let before = (bytes(&outcome.checkpoint), bench.kept("run"), bench.read("run/metrics.jsonl"));
+    bench.config = config(&["checkpoint.keep_last=9", "train.epochs=4"]);
+    let (changed, misfits, text) = refused(&bench);
+    assert_eq!(
+        changed,
+        ["objective.region.enabled = true (it was false)", "train.epochs = 4 (it was 3)"]
+    );
+    assert!(misfits.iter().all(|line| line.contains("head_dense")), "{misfits:?}");
+    let beginning = format!("{}` does not fit the run as it is now: ", numbered(3, 9));
+    assert!(text.contains(&beginning), "{text}");
+    assert!(text.contains("\n  ... and ") && text.contains("--continue-from "), "{text}");
+    let after = (bytes(&outcome.checkpoint), bench.kept("run"), bench.read("run/metrics.jsonl"));
+    assert!(before == after);
+    // As the hint says.
+    bench.start = Start::ContinueFrom(outcome.checkpoint);
+    let (outcome, reported) = bench.well("both");
+    assert_eq!((outcome.step, reported.losses.len()), (12, 3));
+    assert!(reported.notes[0].ends_with("; `head_dense` start anew"), "{:?}", reported.notes);
+}
+
+/// Of another objective its name alone is told, and of another network that it cannot be taken over.
+#[test]
+fn what_has_changed_is_told() {
+    let (mut bench, _) = done(&[]);
+    bench.start = Start::Resume;
+    bench.config = config(&["objective.name=byol", "objective.hidden_dim=8"]);
+    let (changed, _, text) = refused(&bench);
+    assert_eq!(changed.len(), 1, "{text}");
+    assert!(changed[0].starts_with("objective.name = ") && changed[0].contains("byol"), "{text}");
+    bench.config = config(&["model.embed_dim=8"]);
+    let (changed, misfits, text) = refused(&bench);
+    assert_eq!(changed, ["model.embed_dim = 8 (it was 4)"]);
+    assert!(misfits.len() > 3 && text.contains("patch_embed.proj.weight"), "{text}");
+    assert!(text.contains("hint: ") && !text.contains("--continue-from"), "{text}");
+    // What no setting changes is damage.
+    bench.config = config(&["train.epochs=3"]);
+    let path = bench.checkpoint("run", 2, 6);
+    let mut whole = bytes(&path);
+    let end = whole.len() - 4;
+    whole[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, whole).unwrap();
+    let (_, reported) = bench.well("run");
+    assert!(reported.notes[0].starts_with("passing over a broken checkpoint: "));
+}
