@@ -346,13 +346,12 @@ impl Checkpoint {
         }
         self.restore_moments(learner, metadata, &[])?;
         let missing = self.restore_objective(learner)?;
-        match missing.first() {
-            None => Ok(()),
-            Some(StateTensor { name, shape, .. }) => Err(CheckpointError::NotARun {
-                path: self.file.path().into(),
-                reason: format!("`{name}` of shape {shape:?} is missing"),
-            }),
-        }
+        let Some(StateTensor { name, shape, .. }) = missing.first() else { return Ok(()) };
+        let reason = match self.file.find("", name) {
+            Some(found) => format!("`{name}` is {:?}, the run has {shape:?}", found.shape),
+            None => format!("`{name}` of shape {shape:?} is missing"),
+        };
+        Err(CheckpointError::OtherSettings { path: self.file.path().into(), reason })
     }
 
     /// Loads weights only; optimizer and objective are reset. Student and teacher are both loaded
@@ -400,7 +399,7 @@ impl Checkpoint {
 
     /// Loads all that the file has: weights, moments, the objective's state. Parts of the network
     /// that it lacks, such as the head of an added task, stay initialized, equal in student and
-    /// teacher. The run continues at the stored step.
+    /// teacher, as does state in another shape. The run continues at the stored step.
     ///
     /// # Errors
     /// When the file is not a checkpoint of a run, or a part in it does not fit.
@@ -409,25 +408,34 @@ impl Checkpoint {
         let has_teacher = self.file.tensors().iter().any(|tensor| tensor.name.starts_with(TEACHER));
         let [student, teacher] = [STUDENT, if has_teacher { TEACHER } else { STUDENT }]
             .map(|prefix| StoredNetwork::at(&self.file, prefix));
-        let loaded;
+        let mut loaded;
         let others = OtherHeads::Differ;
         (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
         if let Some(present) = &learner.teacher {
             learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
         }
         self.restore_moments(learner, metadata, &loaded.new)?;
-        self.restore_objective(learner)?;
+        let missing = self.restore_objective(learner)?;
+        // What belongs to an added task is new with its head.
+        let is_there = |state: &&StateTensor| self.file.find("", state.name).is_some();
+        loaded.new.extend(missing.iter().filter(is_there).map(|state| state.name.to_owned()));
         Ok(loaded)
     }
 
-    /// Restores the state of the objective; returns what the file lacks, which is left as it is.
+    /// Restores the state of the objective; returns what the file lacks or has in another shape, which is left as
+    /// it is, as are numbers that count the rows of such a tensor (`queue_ptr` of `queue`).
     fn restore_objective(
         &self,
         learner: &mut Learner,
     ) -> Result<Vec<StateTensor>, CheckpointError> {
-        let mut missing = Vec::new();
+        let mut missing: Vec<StateTensor> = Vec::new();
         for state in learner.objective.state() {
-            match self.state(state.name, &state.shape)? {
+            let counts = |other: &StateTensor| {
+                let end = state.name.strip_prefix(other.name);
+                state.shape == [1] && end.is_some_and(|end| end.starts_with('_'))
+            };
+            let is_of_missing = missing.iter().any(counts);
+            match self.state(state.name, &state.shape)?.filter(|_| !is_of_missing) {
                 Some(values) => {
                     let value = Tensor::new(values, state.value.shape(), &learner.device());
                     learner.objective.set_state(state.name, value);

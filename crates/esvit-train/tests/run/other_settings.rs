@@ -2,11 +2,19 @@
 
 use super::*;
 
+const MOCO: [&str; 2] = ["objective.name=mocov2", "objective.out_dim=4"];
+
 /// A run of six steps with these settings.
 fn done(settings: &[&str]) -> (Bench, Outcome) {
     let bench = Bench::new(settings);
     let outcome = bench.well("run").0;
     (bench, outcome)
+}
+
+/// The values of a tensor of a checkpoint, if it has one of this name.
+fn tensor(path: &Path, name: &str) -> Option<Vec<f32>> {
+    let file = WeightsFile::open(path).unwrap();
+    file.find("", name).map(|tensor| file.read_f32(tensor).unwrap())
 }
 
 /// What is wrong when the run goes on with other settings: what is not as it was, and what does not fit.
@@ -69,4 +77,51 @@ fn what_has_changed_is_told() {
     std::fs::write(&path, whole).unwrap();
     let (_, reported) = bench.well("run");
     assert!(reported.notes[0].starts_with("passing over a broken checkpoint: "));
+}
+
+/// Only the queue has another length: it is told so, and in a new run it starts anew and all else goes on.
+#[test]
+fn a_queue_of_another_length() {
+    let (mut bench, outcome) = done(&[&MOCO[..], &["objective.queue_length=5"]].concat());
+    let others = ["objective.queue_length=7", "train.epochs=3", "checkpoint.keep_last=9"];
+    let longer = [&MOCO[..], &others].concat();
+    (bench.start, bench.config) = (Start::Resume, config(&longer));
+    let (changed, misfits, text) = refused(&bench);
+    assert!(changed.contains(&"objective.queue_length = 7 (it was 5)".to_owned()), "{text}");
+    assert_eq!(misfits, ["`queue` is [4, 5], the run has [4, 7]"]);
+    assert!(text.contains("--continue-from ") && !text.contains("--init-from"), "{text}");
+
+    bench.start = Start::ContinueFrom(outcome.checkpoint.clone());
+    let (continued, reported) = bench.well("longer");
+    assert!(reported.notes[0].ends_with("; `queue`, `queue_ptr` start anew"), "{text}");
+    assert_eq!((continued.step, reported.losses.len()), (9, 3));
+    bench.start = Start::New;
+    bench.well("fresh");
+    let first = bench.checkpoint("longer", 2, 6);
+    for name in ["queue", "queue_ptr"] {
+        assert_eq!(tensor(&first, name), tensor(&bench.checkpoint("fresh", 0, 0), name));
+    }
+    let name = "optimizer.exp_avg.norm.weight";
+    assert!(tensor(&first, name).is_some());
+    assert_eq!(tensor(&first, name), tensor(&outcome.checkpoint, name));
+}
+
+/// No row of a queue that starts anew counts as filled.
+#[test]
+fn a_queue_that_starts_anew_is_empty() {
+    let swav = [
+        "objective.name=swav",
+        "objective.prototypes=7",
+        "objective.queue_start=2 steps",
+        "objective.hidden_dim=8",
+        "objective.out_dim=4",
+    ];
+    let (mut bench, outcome) = done(&[&swav[..], &["objective.queue_length=5"]].concat());
+    assert_eq!(tensor(&outcome.checkpoint, "queue_filled"), Some(vec![5.0]));
+    let shorter = ["objective.queue_length=3", "train.epochs=3"];
+    bench.config = config(&[&swav[..], &shorter].concat());
+    bench.start = Start::ContinueFrom(outcome.checkpoint);
+    bench.well("shorter");
+    let first = bench.checkpoint("shorter", 2, 6);
+    assert_eq!(tensor(&first, "queue_filled"), Some(vec![0.0]));
 }
