@@ -387,32 +387,30 @@ impl Checkpoint {
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;
         let loaded;
-        let others = OtherHeads::StartAnew;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
         }
         let says_more = self.file.metadata().get(METADATA_KEY).is_some();
         let norm_eps = student.location().norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Loads all that the file has: weights, moments, the objective's state. Parts of the network
-    /// that it lacks, such as the head of an added task, stay initialized, equal in student and
-    /// teacher, as does state in another shape. The run continues at the stored step.
+    /// Loads all that the file has: weights, moments, the objective's state. Heads that it lacks or has in
+    /// another shape, such as those of an added task or of another objective, stay initialized, equal in student
+    /// and teacher, as does state in another shape. The run continues at the stored step.
     ///
     /// # Errors
-    /// When the file is not a checkpoint of a run, or a part in it does not fit.
+    /// When the file is not a checkpoint of a run, or its backbone does not fit.
     pub fn continue_from(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
         let has_teacher = self.file.tensors().iter().any(|tensor| tensor.name.starts_with(TEACHER));
         let [student, teacher] = [STUDENT, if has_teacher { TEACHER } else { STUDENT }]
             .map(|prefix| StoredNetwork::at(&self.file, prefix));
         let mut loaded;
-        let others = OtherHeads::Differ;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
         }
         self.restore_moments(learner, metadata, &loaded.new)?;
         let missing = self.restore_objective(learner)?;
@@ -478,12 +476,16 @@ impl Checkpoint {
         });
         let prefixes = if is_same { &MOMENTS[..count] } else { &[] };
         for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
+            if new.iter().any(|part| part == part_name(spec)) {
+                // Some tensors of a head in another shape may have the same one.
+                learner.optimizer.restore(index, &[], 0);
+                continue;
+            }
             let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
             let mut moments = Vec::new();
             for prefix in prefixes {
                 let name = format!("{prefix}{}", spec.name);
-                let is_needed = updates > 0 && !new.iter().any(|part| part == part_name(spec));
-                if is_needed && self.file.find("", &name).is_none() {
+                if updates > 0 && self.file.find("", &name).is_none() {
                     let reason = format!("`{name}` is missing");
                     return Err(CheckpointError::NotARun { path: self.file.path().into(), reason });
                 }
@@ -495,29 +497,19 @@ impl Checkpoint {
     }
 }
 
-/// What heads of other shapes than the network's are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OtherHeads {
-    /// Heads that the file lacks.
-    StartAnew,
-    /// A reason to refuse the file.
-    Differ,
-}
-
-/// Loads the parts of the network that the file has; the others stay as in `present`. Heads that
-/// the network does not have are ignored.
+/// Loads the parts of the network that the file has; the others stay as in `present`, heads in another shape
+/// among them. Heads that the network does not have are ignored.
 fn load_partial(
     stored: &StoredNetwork<'_>,
     present: &Params,
     learner: &Learner,
-    others: OtherHeads,
 ) -> Result<(Params, Loaded), CheckpointError> {
     let mut loaded = Loaded::default();
     let specs = present.specs();
     for spec in specs.iter() {
         let part = part_name(spec).to_owned();
         let of_part = || specs.iter().filter(|other| part_name(other) == part);
-        let fits = || others == OtherHeads::Differ || of_part().all(|spec| stored.has_shape(spec));
+        let fits = || of_part().all(|spec| stored.has_shape(spec));
         let parts = if spec.part.is_backbone() || (stored.has_part(&part) && fits()) {
             &mut loaded.found
         } else {

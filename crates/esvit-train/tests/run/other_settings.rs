@@ -125,3 +125,40 @@ fn a_queue_that_starts_anew_is_empty() {
     let first = bench.checkpoint("shorter", 2, 6);
     assert_eq!(tensor(&first, "queue_filled"), Some(vec![0.0]));
 }
+
+/// Heads that another objective has in another form start anew, with the moments of the optimizer.
+#[test]
+fn a_run_goes_on_with_another_objective() {
+    let named = |name: &'static str| vec![name, "objective.hidden_dim=8", "objective.out_dim=4"];
+    let [moby, byol, mocov3] =
+        ["objective.name=moby", "objective.name=byol", "objective.name=mocov3"].map(named);
+    // One bias has the same shape in both.
+    let narrower = vec!["objective.name=moby", "objective.hidden_dim=6", "objective.out_dim=4"];
+    let both = ["projector", "predictor"];
+    for (before, after, heads) in [
+        (&moby, &byol, &both[..]),
+        (&byol, &moby, &both),
+        (&moby, &narrower, &both),
+        (&mocov3, &byol, &["projector"]),
+        (&mocov3, &vec![], &["head", "head_dense"]),
+    ] {
+        let (mut bench, outcome) = done(before);
+        bench.config = config(&[&after[..], &["train.epochs=3"]].concat());
+        bench.start = Start::ContinueFrom(outcome.checkpoint.clone());
+        let (continued, reported) = bench.well("continued");
+        let what = format!("{before:?} to {after:?}: {:?}", reported.notes);
+        assert!(reported.notes[0].contains(" start anew"), "{what}");
+        assert_eq!((continued.step, reported.losses.len()), (9, 3), "{what}");
+        assert!(reported.losses.iter().all(|loss| loss.is_finite()), "{what}");
+        let first = bench.checkpoint("continued", 2, 6);
+        let file = WeightsFile::open(&first).unwrap();
+        for head in heads {
+            assert!(reported.notes[0].contains(&format!("`{head}`")), "{head}: {what}");
+            let start = format!("optimizer.exp_avg.{head}.");
+            assert!(file.tensors().iter().all(|tensor| !tensor.name.starts_with(&start)), "{what}");
+        }
+        for name in ["student.norm.weight", "optimizer.exp_avg.norm.weight"] {
+            assert_eq!(tensor(&first, name), tensor(&outcome.checkpoint, name), "{what}");
+        }
+    }
+}

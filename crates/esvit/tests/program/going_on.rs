@@ -165,6 +165,9 @@ fn a_checkpoint_that_does_not_fit_is_told_from_a_broken_one() {
     place
         .well("pretrain --out both --continue-from run train.epochs=3 objective.region=true")
         .says(&["`head_dense` start anew", "step 75/75"]);
+    place
+        .well("pretrain --out byol --continue-from run train.epochs=3 --objective byol")
+        .says(&["`projector`, `predictor` start anew", "step 75/75"]);
 }
 
 /// Where other settings leave no step to do, the run stays the one that it is.
