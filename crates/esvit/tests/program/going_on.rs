@@ -170,6 +170,20 @@ fn a_checkpoint_that_does_not_fit_is_told_from_a_broken_one() {
         .says(&["`projector`, `predictor` start anew", "step 75/75"]);
 }
 
+/// The head of masked patches is none of the backbone's, also where its run goes on with another objective.
+#[test]
+fn masked_patches_leave_a_backbone() {
+    let place = Place::new();
+    good(&place, "set", 8);
+    let own = TINY.split_whitespace().filter(|word| !word.starts_with("objective."));
+    let line = own.collect::<Vec<_>>().join(" ");
+    place.well(&format!("pretrain --out run {line} --objective masked_patch train.epochs=1"));
+    place.well("embed --checkpoint run --data set --out f.npy");
+    place
+        .well("pretrain --out next --continue-from run train.epochs=2 --objective byol")
+        .says(&["`projector`, `predictor` start anew", "step 50/50"]);
+}
+
 /// Where other settings leave no step to do, the run stays the one that it is.
 #[test]
 fn without_a_step_to_do_no_file_is_touched() {
