@@ -23,7 +23,7 @@ use crate::config::ConfigError;
 use crate::config_text::Origin;
 use crate::objective::StateTensor;
 use crate::objective::distill::TeacherRecord;
-use crate::run::ImageSet;
+use crate::run::{ImageSet, Sums};
 use crate::{Config, Learner};
 
 const STUDENT: &str = "student.";
@@ -53,6 +53,9 @@ pub struct Metadata {
     /// Whether the run began from weights of a file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_weights: bool,
+    /// Sums over steps that no line of the log has yet, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<Sums>,
     /// Updates of every parameter by the optimizer, unless 0.
     updates: BTreeMap<String, u64>,
     /// The backbone, for readers without training code; None in older files.
@@ -120,6 +123,7 @@ impl Metadata {
             images: None,
             teacher: config.objective.teacher_record(),
             from_weights: false,
+            sums: None,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
                 model: config.model.backbone.clone(),

@@ -11,6 +11,7 @@ use esvit_nn::{Collective, Device};
 
 use super::folder::{FolderError, RunFolder};
 use super::images::ImageSet;
+use super::means::Sums;
 use super::needed::check_overwrite;
 use super::{RunError, Start, plan};
 use crate::Learner;
@@ -31,6 +32,8 @@ pub(super) struct Started {
     pub(super) moved: Option<Renumbering>,
     /// Whether the run began from weights.
     pub(super) from_weights: bool,
+    /// Of steps that no line of the log has yet.
+    pub(super) sums: Sums,
     /// Remarks for the log.
     pub(super) notes: Vec<String>,
 }
@@ -74,6 +77,7 @@ impl Started {
             newest: PathBuf::new(),
             moved: None,
             from_weights: matches!(start, Start::InitFrom { .. }),
+            sums: Sums::default(),
             notes: Vec::new(),
         };
         let is_first = collective.rank() == 0;
@@ -210,6 +214,7 @@ impl Started {
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
         self.from_weights = metadata.from_weights;
+        self.sums = metadata.sums.clone().unwrap_or_default();
         let is_first = self.learner.collective.rank() == 0;
         if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {
             // The process may have been killed after writing and before marking it.
