@@ -1,6 +1,6 @@
 //! Runs that learn labels are judged on images whose labels they have not seen.
 
-use esvit_data::{DecodeLimits, Source};
+use esvit_data::DecodeLimits;
 use esvit_eval::labeled::LabeledTask;
 
 use crate::images::labeled;
