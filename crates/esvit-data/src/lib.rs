@@ -25,6 +25,7 @@ mod read;
 mod resize;
 mod sheet;
 mod source;
+mod subset;
 mod survey;
 
 pub use augment::{Policy, View, ViewsConfig};
@@ -45,4 +46,5 @@ pub use read::{ImageFiles, read_image};
 pub use resize::{EvalTransform, Interpolation, resize, resized_crop, resized_crop_to};
 pub use sheet::contact_sheet;
 pub use source::{FileStamp, Source, SourceError, evenly_spaced};
+pub use subset::Subset;
 pub use survey::Survey;

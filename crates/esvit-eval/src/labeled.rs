@@ -1,5 +1,6 @@
 //! Classification tasks: labeled training (gallery) images and labeled query images.
 
+mod of_run;
 pub(crate) mod remarks;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, NotFinite, SkippedImage, view_forward};
 use rayon::prelude::*;
 
+pub use of_run::{judging_images, same_files};
 pub use remarks::Remarks;
 
 /// RNG purpose of the choice of images.
@@ -81,6 +83,12 @@ pub enum TaskError {
          hint: name a folder of query images with `--val`"
     )]
     OneImage(String),
+    /// The images of a run are in several folders, none of which is named as the gallery.
+    #[error(
+        "`knn.val` has no folder of labeled images to go with: the images are in several\n\
+         hint: name it with `knn.train`"
+    )]
+    NoGallery,
     /// The two folders share no class.
     #[error("`{train}` and `{queries}` have no class in common")]
     Classes {

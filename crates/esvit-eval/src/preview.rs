@@ -1,15 +1,18 @@
-//! Training crops, for visual inspection.
+//! The training images of a run, and crops of them for visual inspection.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use esvit_data::{
     ChosenRange, DecodeLimits, FolderError, Image, ImageError, RangeSetting, Source, SourceError,
-    evenly_spaced, list_reasons, training_materials,
+    Subset, evenly_spaced, list_reasons, training_materials,
 };
 use esvit_model::features::SkippedImage;
 use esvit_train::Config;
 
-/// Crops cannot be made.
+use crate::labeled::{TaskError, judging_images};
+
+/// There are no training images, or crops cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PreviewError {
     /// The folder of images cannot be used.
@@ -18,6 +21,18 @@ pub enum PreviewError {
     /// The built-in images cannot be decoded.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The labeled images that judge a run cannot be read.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// Every image judges the run.
+    #[error(
+        "all {images} images are query images of the run's checks, so that there is none to learn from\n\
+         hint: name other labeled images with `knn.val`, or leave it out to set aside every fifth image"
+    )]
+    AllJudge {
+        /// Number of images.
+        images: usize,
+    },
     /// A crop cannot be made.
     #[error(transparent)]
     Crop(#[from] ImageError),
@@ -46,11 +61,38 @@ pub fn decode_limits(config: &Config) -> DecodeLimits {
     DecodeLimits { max_pixels: config.data.max_pixels, ..DecodeLimits::default() }
 }
 
-/// The training images of a configuration.
+/// The training images of a configuration: [`learned`] of [`all_images`].
 ///
 /// # Errors
 /// [`PreviewError`] if the folder cannot be read or has no images.
 pub fn source(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
+    learned(config, all_images(config)?)
+}
+
+/// The images that a run learns from: `all` of them, but for those that judge it where it learns from labels.
+///
+/// # Errors
+/// [`PreviewError`] if those that judge it cannot be read, or none is left.
+pub fn learned(config: &Config, all: Arc<dyn Source>) -> Result<Arc<dyn Source>, PreviewError> {
+    if !config.objective.settings().needs_labels() {
+        return Ok(all);
+    }
+    let judging: HashSet<usize> = judging_images(config, &all, &*all)?.into_iter().collect();
+    if judging.is_empty() {
+        return Ok(all);
+    }
+    let rest: Vec<usize> = (0..all.len()).filter(|index| !judging.contains(index)).collect();
+    match rest.is_empty() {
+        true => Err(PreviewError::AllJudge { images: all.len() }),
+        false => Ok(Arc::new(Subset::new(all, rest))),
+    }
+}
+
+/// The images of a configuration, those that judge a run included.
+///
+/// # Errors
+/// [`PreviewError`] if the folder cannot be read or has no images.
+pub fn all_images(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     let limits = decode_limits(config);
     Ok(match &config.data.path {
         Some(folders) => folders.open_for_training(&limits)?,

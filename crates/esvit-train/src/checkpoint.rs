@@ -23,7 +23,7 @@ use crate::config::ConfigError;
 use crate::config_text::Origin;
 use crate::objective::StateTensor;
 use crate::objective::distill::TeacherRecord;
-use crate::run::ImageSet;
+use crate::run::{ImageSet, Sums};
 use crate::{Config, Learner};
 
 const STUDENT: &str = "student.";
@@ -53,6 +53,9 @@ pub struct Metadata {
     /// Whether the run began from weights of a file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_weights: bool,
+    /// Sums over steps that no line of the log has yet, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<Sums>,
     /// Updates of every parameter by the optimizer, unless 0.
     updates: BTreeMap<String, u64>,
     /// The backbone, for readers without training code; None in older files.
@@ -120,6 +123,7 @@ impl Metadata {
             images: None,
             teacher: config.objective.teacher_record(),
             from_weights: false,
+            sums: None,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {
                 model: config.model.backbone.clone(),
@@ -163,6 +167,18 @@ pub enum CheckpointError {
         /// What is missing.
         reason: String,
     },
+    /// The state of a run with other settings.
+    #[error(
+        "`{path}` does not fit the settings: {reason}\n\
+         hint: use those that it was made with",
+        path = path.display()
+    )]
+    OtherSettings {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// The metadata cannot be read.
     #[error("the metadata in `{path}` is damaged: {reason}", path = path.display())]
     Metadata {
@@ -174,6 +190,18 @@ pub enum CheckpointError {
     /// The file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+impl CheckpointError {
+    /// What of a file does not fit the settings of the run, a line each; none for a file that is damaged or not
+    /// that of a run.
+    pub fn misfits(&self) -> Vec<String> {
+        match self {
+            Self::Weights(error) => error.misfits().to_vec(),
+            Self::OtherSettings { reason, .. } => vec![reason.clone()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Writes a learner's state, atomically.
@@ -308,7 +336,7 @@ impl Checkpoint {
                 StoredNetwork::at(&self.file, prefix).load(&specs, &device, unused)?;
             match report.resized.first() {
                 None => Ok(params),
-                Some(table) => Err(CheckpointError::NotARun {
+                Some(table) => Err(CheckpointError::OtherSettings {
                     path: self.file.path().into(),
                     reason: format!(
                         "its network was made for another size of images or windows: {table}"
@@ -322,13 +350,12 @@ impl Checkpoint {
         }
         self.restore_moments(learner, metadata, &[])?;
         let missing = self.restore_objective(learner)?;
-        match missing.first() {
-            None => Ok(()),
-            Some(StateTensor { name, shape, .. }) => Err(CheckpointError::NotARun {
-                path: self.file.path().into(),
-                reason: format!("`{name}` of shape {shape:?} is missing"),
-            }),
-        }
+        let Some(StateTensor { name, shape, .. }) = missing.first() else { return Ok(()) };
+        let reason = match self.file.find("", name) {
+            Some(found) => format!("`{name}` is {:?}, the run has {shape:?}", found.shape),
+            None => format!("`{name}` of shape {shape:?} is missing"),
+        };
+        Err(CheckpointError::OtherSettings { path: self.file.path().into(), reason })
     }
 
     /// Loads weights only; optimizer and objective are reset. Student and teacher are both loaded
@@ -364,46 +391,53 @@ impl Checkpoint {
         let student = StoredNetwork::find(&self.file, keys[0])?;
         let teacher = StoredNetwork::find(&self.file, keys[1])?;
         let loaded;
-        let others = OtherHeads::StartAnew;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
         }
         let says_more = self.file.metadata().get(METADATA_KEY).is_some();
         let norm_eps = student.location().norm_eps();
         Ok(Loaded { norm_eps: (!says_more).then_some(norm_eps), ..loaded })
     }
 
-    /// Loads all that the file has: weights, moments, the objective's state. Parts of the network
-    /// that it lacks, such as the head of an added task, stay initialized, equal in student and
-    /// teacher. The run continues at the stored step.
+    /// Loads all that the file has: weights, moments, the objective's state. Heads that it lacks or has in
+    /// another shape, such as those of an added task or of another objective, stay initialized, equal in student
+    /// and teacher, as does state in another shape. The run continues at the stored step.
     ///
     /// # Errors
-    /// When the file is not a checkpoint of a run, or a part in it does not fit.
+    /// When the file is not a checkpoint of a run, or its backbone does not fit.
     pub fn continue_from(&self, learner: &mut Learner) -> Result<Loaded, CheckpointError> {
         let metadata = self.run()?;
         let has_teacher = self.file.tensors().iter().any(|tensor| tensor.name.starts_with(TEACHER));
         let [student, teacher] = [STUDENT, if has_teacher { TEACHER } else { STUDENT }]
             .map(|prefix| StoredNetwork::at(&self.file, prefix));
-        let loaded;
-        let others = OtherHeads::Differ;
-        (learner.student, loaded) = load_partial(&student, &learner.student, learner, others)?;
+        let mut loaded;
+        (learner.student, loaded) = load_partial(&student, &learner.student, learner)?;
         if let Some(present) = &learner.teacher {
-            learner.teacher = Some(load_partial(&teacher, present, learner, others)?.0);
+            learner.teacher = Some(load_partial(&teacher, present, learner)?.0);
         }
         self.restore_moments(learner, metadata, &loaded.new)?;
-        self.restore_objective(learner)?;
+        let missing = self.restore_objective(learner)?;
+        // What belongs to an added task is new with its head.
+        let is_there = |state: &&StateTensor| self.file.find("", state.name).is_some();
+        loaded.new.extend(missing.iter().filter(is_there).map(|state| state.name.to_owned()));
         Ok(loaded)
     }
 
-    /// Restores the state of the objective; returns what the file lacks, which is left as it is.
+    /// Restores the state of the objective; returns what the file lacks or has in another shape, which is left as
+    /// it is, as are numbers that count the rows of such a tensor (`queue_ptr` of `queue`).
     fn restore_objective(
         &self,
         learner: &mut Learner,
     ) -> Result<Vec<StateTensor>, CheckpointError> {
-        let mut missing = Vec::new();
+        let mut missing: Vec<StateTensor> = Vec::new();
         for state in learner.objective.state() {
-            match self.state(state.name, &state.shape)? {
+            let counts = |other: &StateTensor| {
+                let end = state.name.strip_prefix(other.name);
+                state.shape == [1] && end.is_some_and(|end| end.starts_with('_'))
+            };
+            let is_of_missing = missing.iter().any(counts);
+            match self.state(state.name, &state.shape)?.filter(|_| !is_of_missing) {
                 Some(values) => {
                     let value = Tensor::new(values, state.value.shape(), &learner.device());
                     learner.objective.set_state(state.name, value);
@@ -446,12 +480,16 @@ impl Checkpoint {
         });
         let prefixes = if is_same { &MOMENTS[..count] } else { &[] };
         for (index, spec) in specs.iter().enumerate().filter(|(_, s)| s.role == Role::Trained) {
+            if new.iter().any(|part| part == part_name(spec)) {
+                // Some tensors of a head in another shape may have the same one.
+                learner.optimizer.restore(index, &[], 0);
+                continue;
+            }
             let updates = metadata.updates.get(&spec.name).copied().unwrap_or(0);
             let mut moments = Vec::new();
             for prefix in prefixes {
                 let name = format!("{prefix}{}", spec.name);
-                let is_needed = updates > 0 && !new.iter().any(|part| part == part_name(spec));
-                if is_needed && self.file.find("", &name).is_none() {
+                if updates > 0 && self.file.find("", &name).is_none() {
                     let reason = format!("`{name}` is missing");
                     return Err(CheckpointError::NotARun { path: self.file.path().into(), reason });
                 }
@@ -463,29 +501,19 @@ impl Checkpoint {
     }
 }
 
-/// What heads of other shapes than the network's are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OtherHeads {
-    /// Heads that the file lacks.
-    StartAnew,
-    /// A reason to refuse the file.
-    Differ,
-}
-
-/// Loads the parts of the network that the file has; the others stay as in `present`. Heads that
-/// the network does not have are ignored.
+/// Loads the parts of the network that the file has; the others stay as in `present`, heads in another shape
+/// among them. Heads that the network does not have are ignored.
 fn load_partial(
     stored: &StoredNetwork<'_>,
     present: &Params,
     learner: &Learner,
-    others: OtherHeads,
 ) -> Result<(Params, Loaded), CheckpointError> {
     let mut loaded = Loaded::default();
     let specs = present.specs();
     for spec in specs.iter() {
         let part = part_name(spec).to_owned();
         let of_part = || specs.iter().filter(|other| part_name(other) == part);
-        let fits = || others == OtherHeads::Differ || of_part().all(|spec| stored.has_shape(spec));
+        let fits = || of_part().all(|spec| stored.has_shape(spec));
         let parts = if spec.part.is_backbone() || (stored.has_part(&part) && fits()) {
             &mut loaded.found
         } else {

@@ -16,6 +16,8 @@ mod failures;
 mod going_on;
 #[path = "run/igpt.rs"]
 mod igpt;
+#[path = "run/other_settings.rs"]
+mod other_settings;
 #[path = "run/processes.rs"]
 mod processes;
 #[path = "run/region.rs"]

@@ -463,10 +463,13 @@ fn ignore_reason(name: &str, is_backbone: bool) -> Option<&'static str> {
 const CLASS_HEADS: [&str; 5] = ["classifier.", "fc.", "heads.", "head_dist.", "pooler."];
 
 /// Beginnings of the names of what objectives add to a backbone, beside its own names: MoBY and BYOL,
-/// MoCo-v3, SwAV, SimCLR, iBOT, iGPT.
-const PROJECTORS: [&str; 7] = [
+/// MoCo-v3, SwAV, SimCLR, iBOT, iGPT, and our own of BYOL's regions and of masked patches.
+const PROJECTORS: [&str; 10] = [
     "projector.",
+    "projector_dense.",
     "predictor.",
+    "predictor_dense.",
+    "color.",
     "projection_head.",
     "prototypes.",
     "head_contrastive.",

@@ -87,6 +87,16 @@ pub enum WeightsError {
     },
 }
 
+impl WeightsError {
+    /// A line for every tensor that does not fit, if other settings of the network could make them fit; none where
+    /// the file is at fault, which has values that are no numbers or cannot be read.
+    pub fn misfits(&self) -> &[String] {
+        let Self::Mismatch { differences, .. } = self else { return &[] };
+        let is_fault = |line: &String| line.ends_with(NOT_FINITE) || line.ends_with(NOT_READ);
+        if differences.iter().all(is_fault) { &[] } else { differences }
+    }
+}
+
 fn listed(differences: &[String]) -> String {
     let shown = differences.iter().take(LISTED_DIFFERENCES).cloned();
     let hidden = differences.len().saturating_sub(LISTED_DIFFERENCES);

@@ -38,6 +38,19 @@ pub enum FolderError {
         /// A file in it.
         file: String,
     },
+    /// It is to be overwritten, and the run that would take its place needs something in it.
+    #[error(
+        "`{path}` is to be overwritten by a run that needs `{file}`, which is in it, so nothing is \
+         written or deleted there\n\
+         hint: choose another folder with `--out`",
+        path = path.display(), file = file.display()
+    )]
+    Needed {
+        /// The folder.
+        path: PathBuf,
+        /// A file in it, or the folder by another name.
+        file: PathBuf,
+    },
     /// Another process uses it.
     #[error(
         "`{path}` is in use: {holder} is training in it\n\
@@ -80,8 +93,15 @@ pub enum FolderError {
 }
 
 /// Files that a run and its report write at the top of the folder, event files excepted.
-const OWN_FILES: [&str; 6] =
-    ["config.toml", "env.json", "train.log", "metrics.jsonl", "log.txt", "report.html"];
+const OWN_FILES: [&str; 7] = [
+    "config.toml",
+    "env.json",
+    "train.log",
+    "metrics.jsonl",
+    "log.txt",
+    "palette.npy",
+    "report.html",
+];
 const EVENT_PREFIX: &str = "events.out.tfevents.";
 const BEST: &str = "best.safetensors";
 
@@ -398,6 +418,7 @@ mod tests {
             "train.log",
             "metrics.jsonl",
             "log.txt",
+            "palette.npy",
             "report.html",
             "failures/step=00000003-inputs.safetensors",
             "eval/results.jsonl",
@@ -411,7 +432,7 @@ mod tests {
         std::fs::write(path.join("checkpoints/epoch=0000-step=00000000.safetensors"), "").unwrap();
         let error = RunFolder::create(&path, false).unwrap_err();
         assert!(matches!(error, FolderError::NotEmpty { .. }), "{error}");
-        assert_eq!(names(&path).len(), 11);
+        assert_eq!(names(&path).len(), 12);
         for foreign in [
             "thesis.tex",
             "config.toml.orig",

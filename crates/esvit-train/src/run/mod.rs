@@ -4,7 +4,9 @@ mod figures;
 mod folder;
 mod images;
 mod lock;
+mod means;
 mod metrics_log;
+mod needed;
 mod plan;
 mod session;
 mod settle;
@@ -22,7 +24,9 @@ use esvit_nn::{Collective, Network, Params};
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
+pub use means::{Mean, Sums};
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
+pub use needed::check_overwrite;
 pub use plan::Plan;
 pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
 
@@ -258,6 +262,22 @@ pub enum RunError {
         /// The reason.
         source: CheckpointError,
     },
+    /// The newest checkpoint is whole and was made with other settings or of other images.
+    #[error(
+        "`{path}` does not fit the run as it is now: {changed}\n{misfits}\nhint: {hint}",
+        path = path.display(),
+        changed = changed.join(", "),
+        misfits = shortened(misfits),
+        hint = way_on(path, changed)
+    )]
+    OtherSettings {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is not as it was, such as `objective.name = "byol" (it was "esvit")`.
+        changed: Vec<String>,
+        /// What does not fit, a line each.
+        misfits: Vec<String>,
+    },
     /// The teacher is not the one that the run began with.
     #[error(
         "`{path}` is not the teacher that this run learned from: its tensors are {found}, and those of \
@@ -304,6 +324,30 @@ pub enum RunError {
         /// The last good checkpoint.
         checkpoint: PathBuf,
     },
+}
+
+/// Lines that are listed of what does not fit: what is not as it was says more.
+const MISFITS: usize = 3;
+
+/// The first of some lines, and how many there are besides.
+fn shortened(lines: &[String]) -> String {
+    let rest = lines.len().saturating_sub(MISFITS);
+    let more = (rest > 0).then(|| format!("... and {rest} more"));
+    let shown = lines.iter().take(MISFITS).cloned().chain(more);
+    shown.map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// How a run goes on whose newest checkpoint does not fit.
+fn way_on(path: &Path, changed: &[String]) -> String {
+    let before = "go on with what the run had before";
+    match changed.iter().any(|line| line.starts_with("model.")) {
+        true => before.into(),
+        false => format!(
+            "{before}, or begin a new run from this state, in which what does not fit starts anew, with \
+             `--continue-from {}`",
+            path.display()
+        ),
+    }
 }
 
 /// The plan of a new run, without starting it.

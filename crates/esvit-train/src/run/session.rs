@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::folder::RunFolder;
 use super::images::ImageSet;
+use super::means::{Sums, Times};
 use super::metrics_log::{
     EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, peak_memory, untrained,
 };
@@ -51,6 +52,9 @@ pub(super) struct Session<'a> {
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
+    /// Of the steps since the last line of the metrics, and of the epoch.
+    sums: Sums,
+    times: Times,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
 }
@@ -68,7 +72,8 @@ impl<'a> Session<'a> {
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
-        let Started { learner, first_step, best, newest, moved, from_weights, mut notes } = started;
+        let Started { learner, first_step, best, newest, moved, from_weights, sums, mut notes } =
+            started;
         notes.extend(config.objective.settings().remarks(source.len()));
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
             let steps = steps_within(time.0, &step, loader.steps_per_epoch());
@@ -76,13 +81,12 @@ impl<'a> Session<'a> {
             (config.train.steps, config.train.time) = (Some(first_step + steps), None);
         }
         let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
-        let log = if learner.collective.rank() == 0 {
-            // A run that has no step left is not one with other settings.
-            if first_step < plan.total_steps || !folder.config().exists() {
-                write_text(&folder.config(), &config.to_toml())?;
-                let path = folder.file("env.json");
-                write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
-            }
+        // A run that has no step left is not one with other settings or other steps: its files stay as they are.
+        let is_done = first_step >= plan.total_steps && folder.config().exists();
+        let log = if learner.collective.rank() == 0 && !is_done {
+            write_text(&folder.config(), &config.to_toml())?;
+            let path = folder.file("env.json");
+            write_text(&path, &format!("{:#}\n", with_earlier(&path, environment)))?;
             write_palette(&config, &learner, &folder)?;
             if let Some(moved) = moved {
                 MetricsLog::renumber(&folder, &moved)?;
@@ -108,9 +112,12 @@ impl<'a> Session<'a> {
             collapse: CollapseDetector::default(),
             best: best.filter(|best| best.by == measure),
             from_weights,
-            saved: (!newest.as_os_str().is_empty()).then_some(first_step),
+            // A checkpoint of another numbering is not that of the step where the run goes on.
+            saved: (moved.is_none() && !newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
+            sums,
+            times: Times::default(),
             found,
         };
         for note in notes {
@@ -133,7 +140,7 @@ impl<'a> Session<'a> {
         if is_measured && !self.from_weights {
             self.find_crops(first_step)?;
         }
-        if self.newest.as_os_str().is_empty() {
+        if self.saved.is_none() {
             // A run that fails before its first checkpoint can start again from this one.
             self.save(first_step)?;
             if self.is_first() {
@@ -145,8 +152,6 @@ impl<'a> Session<'a> {
             self.save(first_step)?;
             self.folder.mark_best(&self.newest)?;
         }
-        let mut window = LogWindow::default();
-        let mut epoch_loss = Mean::default();
         let mut training = Duration::ZERO;
         let mut done = first_step;
         let mut batches = loader.batches(first_step..total_steps);
@@ -164,14 +169,13 @@ impl<'a> Session<'a> {
             done += 1;
             let spent = begin.elapsed();
             training += spent;
-            epoch_loss.add(f64::from(result.loss));
-            window.add(&result, spent, waited);
+            self.sums.add(&result);
+            self.times.add(spent, waited);
             self.observer.notice(&Event::Step { step: done, loss: result.loss });
             if self.plan.is_logged(done) {
-                self.figures(&window, &at, &result)?;
-                window = LogWindow::default();
+                self.figures(&at, &result)?;
             }
-            self.end_of_step(done, &at, &mut epoch_loss)?;
+            self.end_of_step(done, &at)?;
         }
         self.log.flush()?;
         Ok(self.outcome(End::Finished, done, training, loader))
@@ -266,27 +270,22 @@ impl<'a> Session<'a> {
     }
 
     /// Logs the metrics of the last steps and checks the health of the networks.
-    fn figures(
-        &mut self,
-        window: &LogWindow,
-        at: &StepInfo,
-        result: &StepResult,
-    ) -> Result<(), RunError> {
-        let parts = window.parts.iter().map(|(name, mean)| (format!("{name}_loss"), mean.mean()));
+    fn figures(&mut self, at: &StepInfo, result: &StepResult) -> Result<(), RunError> {
+        let (sums, times) = (self.sums.end_line(), std::mem::take(&mut self.times));
+        let parts = sums.parts.iter().map(|(name, mean)| (format!("{name}_loss"), mean.mean()));
         let signals = result.health.iter().flat_map(|health| &health.signals).copied();
         let scheduled = self.learner.objective.schedule(at).into_iter().chain(signals);
         let scheduled = scheduled.map(|(name, value)| (name.to_owned(), value));
         let figures = StepMetrics {
             step: at.step + 1,
             epoch: at.epoch,
-            train_loss: window.loss.mean(),
+            train_loss: sums.loss.mean(),
             lr: at.lr,
             wd: at.weight_decay,
-            grad_norm: window.grad_norm.mean(),
-            batch_time: window.spent.as_secs_f64() / window.loss.count as f64,
-            data_wait: window.waited.as_secs_f64() / window.spent.as_secs_f64().max(1e-9),
-            img_per_s: self.plan.batch as f64 * window.loss.count as f64
-                / window.spent.as_secs_f64().max(1e-9),
+            grad_norm: sums.grad_norm.mean(),
+            batch_time: times.of_step(),
+            data_wait: times.share_waited(),
+            img_per_s: times.images_per_second(self.plan.batch),
             max_mem: peak_memory(),
             objective: parts.chain(scheduled).filter(|(_, value)| value.is_finite()).collect(),
             summary: result.health.as_ref().map(|health| health.summary.clone()),
@@ -306,20 +305,14 @@ impl<'a> Session<'a> {
     }
 
     /// Ends an epoch, and runs check and checkpoint, when they are due.
-    fn end_of_step(
-        &mut self,
-        done: u64,
-        at: &StepInfo,
-        epoch_loss: &mut Mean,
-    ) -> Result<(), RunError> {
+    fn end_of_step(&mut self, done: u64, at: &StepInfo) -> Result<(), RunError> {
         if done.is_multiple_of(self.plan.steps_per_epoch) {
             let figures = EpochMetrics {
-                train_loss: epoch_loss.mean(),
+                train_loss: self.sums.end_epoch(),
                 train_lr: at.lr,
                 train_wd: at.weight_decay,
                 epoch: at.epoch,
             };
-            *epoch_loss = Mean::default();
             self.log.epoch(&figures)?;
         }
         let check = self.plan.knn_every.is_some_and(|every| self.plan.is_due(done, every));
@@ -392,6 +385,7 @@ impl<'a> Session<'a> {
         let metadata = Metadata::new(step, epoch, &self.config, self.best);
         let mut metadata = metadata.with_images(&self.images);
         metadata.from_weights = self.from_weights;
+        metadata.sums = self.sums.unless_empty();
         metadata
     }
 
@@ -488,49 +482,4 @@ fn write_palette(config: &Config, learner: &Learner, folder: &RunFolder) -> Resu
 fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
     write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))?;
     Ok(())
-}
-
-/// Sums over the steps of one line of the log.
-#[derive(Default)]
-struct LogWindow {
-    loss: Mean,
-    parts: Vec<(&'static str, Mean)>,
-    grad_norm: Mean,
-    spent: Duration,
-    waited: Duration,
-}
-
-impl LogWindow {
-    fn add(&mut self, result: &StepResult, spent: Duration, waited: Duration) {
-        self.loss.add(f64::from(result.loss));
-        for &(name, value) in &result.parts {
-            if !self.parts.iter().any(|part| part.0 == name) {
-                self.parts.push((name, Mean::default()));
-            }
-            let part = self.parts.iter_mut().find(|part| part.0 == name);
-            if let Some((_, mean)) = part {
-                mean.add(f64::from(value));
-            }
-        }
-        self.grad_norm.add(f64::from(result.grad_norm));
-        self.spent += spent;
-        self.waited += waited;
-    }
-}
-
-#[derive(Default)]
-struct Mean {
-    sum: f64,
-    count: u64,
-}
-
-impl Mean {
-    fn add(&mut self, value: f64) {
-        self.sum += value;
-        self.count += 1;
-    }
-
-    fn mean(&self) -> f64 {
-        if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
-    }
 }

@@ -11,6 +11,8 @@ use esvit_nn::{Collective, Device};
 
 use super::folder::{FolderError, RunFolder};
 use super::images::ImageSet;
+use super::means::Sums;
+use super::needed::check_overwrite;
 use super::{RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
@@ -30,6 +32,8 @@ pub(super) struct Started {
     pub(super) moved: Option<Renumbering>,
     /// Whether the run began from weights.
     pub(super) from_weights: bool,
+    /// Of steps that no line of the log has yet.
+    pub(super) sums: Sums,
     /// Remarks for the log.
     pub(super) notes: Vec<String>,
 }
@@ -61,6 +65,9 @@ impl Started {
         images: &ImageSet,
         collective: &Arc<dyn Collective>,
     ) -> Result<(Self, RunFolder), RunError> {
+        if overwrite {
+            check_overwrite(out, config, start)?;
+        }
         let classes = classes(config, source)?;
         let device: Device = config.train.device.parse()?;
         let mut started = Self {
@@ -70,6 +77,7 @@ impl Started {
             newest: PathBuf::new(),
             moved: None,
             from_weights: matches!(start, Start::InitFrom { .. }),
+            sums: Sums::default(),
             notes: Vec::new(),
         };
         let is_first = collective.rank() == 0;
@@ -82,7 +90,7 @@ impl Started {
                     if is_first { RunFolder::reopen(out)? } else { RunFolder::at(out.into()) };
                 collective.barrier();
                 started.resume(&folder, config, images)?;
-                if started.newest.as_os_str().is_empty() && started.moved.is_none() {
+                if started.newest.as_os_str().is_empty() {
                     started.choose_palette(config, source)?;
                 }
                 collective.barrier();
@@ -153,10 +161,12 @@ impl Started {
     }
 
     /// Restores the newest checkpoint of the folder that is whole; others before it are named in the
-    /// notes.
+    /// notes. One that is whole and does not fit is not passed over: its steps would be lost.
     fn restore_newest(
         &mut self,
         folder: &RunFolder,
+        config: &Config,
+        images: &ImageSet,
     ) -> Result<Option<(PathBuf, Metadata)>, RunError> {
         let mut first_error = None;
         for (named, path) in folder.list()? {
@@ -173,6 +183,7 @@ impl Started {
             match restored {
                 Ok(metadata) => return Ok(Some((path, metadata))),
                 Err(source) => {
+                    other_settings(&path, &source, config, images)?;
                     self.notes.push(format!("passing over a broken checkpoint: {source}"));
                     first_error.get_or_insert(RunError::Start { path, source });
                 }
@@ -192,7 +203,7 @@ impl Started {
         // Before anything is restored: heads of another width would look like damage.
         let recorded = |path: PathBuf| Checkpoint::open(&path).ok()?.metadata?.teacher;
         same_teacher(folder.list()?.into_iter().find_map(|(_, path)| recorded(path)), config)?;
-        let Some((path, metadata)) = self.restore_newest(folder)? else {
+        let Some((path, metadata)) = self.restore_newest(folder, config, images)? else {
             let step = last_step(&folder.file("metrics.jsonl"));
             if step > 0 {
                 let path = folder.path().into();
@@ -203,6 +214,7 @@ impl Started {
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
         self.from_weights = metadata.from_weights;
+        self.sums = metadata.sums.clone().unwrap_or_default();
         let is_first = self.learner.collective.rank() == 0;
         if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {
             // The process may have been killed after writing and before marking it.
@@ -211,8 +223,7 @@ impl Started {
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
         self.keep_place(&metadata, &path, config, images)?;
         self.compare_isa(folder, config);
-        // A checkpoint of another numbering is not that of the step where the run goes on.
-        self.newest = if self.moved.is_some() { PathBuf::new() } else { path };
+        self.newest = path;
         Ok(())
     }
 
@@ -292,6 +303,32 @@ fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), 
             Err(RunError::OtherTeacher { found, expected })
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses a checkpoint that could not be restored since settings or images are not those that it was made with.
+fn other_settings(
+    path: &Path,
+    error: &CheckpointError,
+    config: &Config,
+    images: &ImageSet,
+) -> Result<(), RunError> {
+    let misfits = error.misfits();
+    let metadata = Checkpoint::open(path).ok().and_then(|file| file.metadata);
+    let Some(metadata) = metadata.filter(|_| !misfits.is_empty()) else { return Ok(()) };
+    let before = metadata.config(path);
+    let mut changed = before.map(|before| config.differences(&before)).unwrap_or_default();
+    if changed.iter().any(|line| line.starts_with("objective.name = ")) {
+        // Another objective has other settings.
+        let is_own = |line: &String| {
+            line.starts_with("objective.") && !line.starts_with("objective.name = ")
+        };
+        changed.retain(|line| !is_own(line));
+    }
+    changed.extend(metadata.images.and_then(|before| images.differences(&before)));
+    match changed.is_empty() {
+        true => Ok(()),
+        false => Err(RunError::OtherSettings { path: path.into(), changed, misfits }),
     }
 }
 

@@ -27,7 +27,8 @@ pub enum BudgetError {
 }
 
 /// Gives `other` the length of `first`. On the same images that is the same length. Where the images, or
-/// how often an epoch shows each, differ, it is as many steps as see the same number of images.
+/// how often an epoch shows each, differ, it is as many steps as see the same number of images. Of one
+/// folder there may be fewer, where labels are learned.
 ///
 /// # Errors
 /// When the images differ and the length is a time.
@@ -36,7 +37,8 @@ pub fn share_budget(
     (other, other_source): (&mut Config, &Arc<dyn Source>),
 ) -> Result<(), BudgetError> {
     let is_same_set = first.data.path == other.data.path;
-    let is_same_epoch = is_same_set && first.data.repeat == other.data.repeat;
+    let is_same_epoch =
+        is_same_set && source.len() == other_source.len() && first.data.repeat == other.data.repeat;
     (other.train.epochs, other.train.steps, other.train.time) =
         (first.train.epochs, first.train.steps, first.train.time);
     if is_same_epoch || (is_same_set && first.train.epochs.is_none()) {

@@ -207,7 +207,7 @@ fn what_does_not_fit_is_not_restored() {
     let config = EsvitConfig { head: head(true, true), ..EsvitConfig::default() };
     (other.network, _) = network(&wider, 0.0, &config, 0);
     let error = file.restore(&mut other).unwrap_err();
-    assert!(matches!(error, CheckpointError::NotARun { .. }), "{error}");
+    assert!(matches!(error, CheckpointError::OtherSettings { .. }), "{error}");
     assert!(error.to_string().contains("made for another size of images or windows: "), "{error}");
 
     // The description is that of no network.

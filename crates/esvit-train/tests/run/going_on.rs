@@ -36,9 +36,7 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
         assert!(second.notes[0].starts_with(&note), "{:?}", second.notes);
         let losses = [&first.losses[..again as usize], &second.losses].concat();
         assert_eq!(losses, reported.losses);
-        if again % 3 == 0 {
-            assert_eq!(bench.read("run/log.txt"), whole.read("run/log.txt"));
-        }
+        assert_eq!(bench.read("run/log.txt"), whole.read("run/log.txt"));
         let steps = |bench: &Bench| -> Vec<(u64, bool)> {
             let text = bench.read("run/metrics.jsonl");
             let line = |line| -> serde_json::Value { serde_json::from_str(line).unwrap() };
@@ -77,6 +75,38 @@ fn a_run_goes_on_as_if_nothing_had_happened() {
             assert_eq!(bench.read("run/log.txt"), whole.read("run/log.txt"));
             assert_eq!(steps(&bench), steps(&whole));
         }
+    }
+}
+
+/// A line that was not full when a run was stopped has the means of all its steps, as that of an epoch.
+#[test]
+fn a_line_has_steps_from_before_a_stop() {
+    let settings = ["train.log_every=4"];
+    let whole = Bench::new(&settings);
+    let (outcome, expected) = whole.well("run");
+    let expected_state = bytes(&outcome.checkpoint);
+    for stop_after in [1, 2, 5] {
+        let mut bench = Bench::new(&settings);
+        bench.stop_after = stop_after;
+        let (_, first) = bench.well("run");
+        (bench.start, bench.stop_after) = (Start::Resume, 0);
+        let (outcome, second) = bench.well("run");
+        assert_eq!(bench.read("run/log.txt"), whole.read("run/log.txt"), "{stop_after}");
+        let means = |figures: &[StepMetrics]| -> Vec<(u64, Vec<u64>)> {
+            let bits = |line: &StepMetrics| {
+                let parts = line.loss_parts().map(|part| part.1);
+                let all = [line.train_loss, line.grad_norm].into_iter().chain(parts);
+                (line.step, all.map(f64::to_bits).collect())
+            };
+            figures.iter().map(bits).collect()
+        };
+        let found = [means(&first.figures), means(&second.figures)].concat();
+        assert_eq!(found, means(&expected.figures), "{stop_after}");
+        // Times are those of the steps that were timed.
+        for line in &second.figures {
+            close("images", line.img_per_s * line.batch_time, 2.0);
+        }
+        assert!(bytes(&outcome.checkpoint) == expected_state, "{stop_after}");
     }
 }
 

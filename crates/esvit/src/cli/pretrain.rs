@@ -18,6 +18,7 @@ use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
 use esvit_train::run::{
     End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
+    check_overwrite,
 };
 use serde_json::json;
 
@@ -124,6 +125,10 @@ impl Pretrain {
             (None, None) if self.resume => Start::Resume,
             (None, None) => Start::New,
         };
+        if self.overwrite {
+            // Before anything is opened or timed, and by a dry run, too.
+            check_overwrite(&out, &config, &start)?;
+        }
         self.how.start(config, &out, start, self.overwrite, output)
     }
 }
@@ -341,46 +346,52 @@ fn on_full(error: RunError, out: &Path) -> anyhow::Error {
     }
 }
 
-/// The images of a run, and its k-NN task if there are labels.
+/// The images that a run learns from, and its k-NN task if there are labels.
 pub(super) fn images(
     config: &Config,
     output: &Output,
 ) -> Result<(Arc<dyn Source>, Option<LabeledTask>)> {
-    let source = preview::source(config)?;
+    let all = preview::all_images(config)?;
+    let source = preview::learned(config, all.clone())?;
     let Some(folders) = &config.data.path else {
-        let task = (!config.knn.every.is_none()).then(LabeledTask::materials).transpose()?;
-        return Ok((source, task));
+        return Ok((source, LabeledTask::of_run(config, &all)?));
     };
-    output.note(format!("{} in {folders}", counted(source.len(), "image")));
-    source.notes().iter().for_each(|note| output.note(note));
-    let knn = &config.knn;
-    let asked = knn.train.is_some() || knn.val.is_some();
-    let task = if !knn.every.is_none() && (asked || source.classes().len() > 1) {
-        let limits = preview::decode_limits(config);
-        let task = match knn.train.as_deref().or_else(|| folders.one()) {
-            Some(train) => {
-                let val = knn.val.clone().or_else(|| validation_folder(train));
-                LabeledTask::folders(train, val.as_deref(), &limits, knn.max_images)?
-            }
-            None if knn.val.is_some() => bail!(
-                "`knn.val` has no folder of labeled images to go with: the images are in several\n\
-                 hint: name it with `knn.train`"
-            ),
-            None => LabeledTask::held_out(source.clone(), &folders.to_string(), knn.max_images),
-        };
+    output.note(format!("{} in {folders}", counted(all.len(), "image")));
+    all.notes().iter().for_each(|note| output.note(note));
+    let task = LabeledTask::of_run(config, &all)?;
+    if let Some(task) = &task {
         output.note(format!("k-NN check on {}", task.description));
-        if !asked {
-            let classes = list_some(source.classes());
-            output.note(format!(
-                "its folders are taken for classes: {classes}; they judge the run and do not \
-                 teach it (`knn.every=0` for no checks)"
-            ));
-        }
-        Some(task)
-    } else {
-        None
-    };
+        let aside = all.len() - source.len();
+        labels_in_words(config, all.classes(), aside).iter().for_each(|line| output.note(line));
+    }
     Ok((source, task))
+}
+
+/// What the labels of a run that is checked are for, unless the user has named them for its checks. `aside`
+/// images are not trained on.
+fn labels_in_words(config: &Config, classes: &[String], aside: usize) -> Option<String> {
+    let is_learned = config.objective.settings().needs_labels();
+    let is_asked = config.knn.train.is_some() || config.knn.val.is_some();
+    let classes = list_some(classes);
+    match (is_learned, aside) {
+        (true, 0) => Some(format!(
+            "its folders are the classes that it learns: {classes}; other images judge it (`knn.every=0` \
+             for no checks)"
+        )),
+        (true, aside) => Some(format!(
+            "its folders are the classes that it learns: {classes}; {} set aside to judge it and not \
+             trained on (`knn.every=0` trains on all, without checks)",
+            match aside {
+                1 => "1 image is".to_owned(),
+                several => format!("{several} images are"),
+            }
+        )),
+        (false, _) if is_asked => None,
+        (false, _) => Some(format!(
+            "its folders are taken for classes: {classes}; they judge the run and do not teach it \
+             (`knn.every=0` for no checks)"
+        )),
+    }
 }
 
 /// The first of some names, and how many there are.
@@ -389,12 +400,6 @@ fn list_some(names: &[String]) -> String {
     let first: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
     let more = if names.len() > SHOWN { ", ..." } else { "" };
     format!("{} ({}{more})", names.len(), first.join(", "))
-}
-
-/// The `val` folder beside a folder called `train`, as in ImageNet.
-fn validation_folder(train: &Path) -> Option<PathBuf> {
-    let val = train.parent()?.join("val");
-    (train.file_name()? == "train" && val.is_dir()).then_some(val)
 }
 
 fn knn_check<'a>(

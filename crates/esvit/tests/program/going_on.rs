@@ -103,6 +103,106 @@ fn another_batch_keeps_the_place_in_the_images() {
     }
 }
 
+/// A run is not deleted for one that is made from it, whatever it is called.
+#[test]
+fn what_a_run_needs_is_not_overwritten() {
+    let place = Place::with_a_run();
+    good(&place, "set", 4);
+    let newest = "run/checkpoints/epoch=0001-step=00000025.safetensors";
+    let begins = format!("pretrain {TINY} --init-from");
+    let mut lines = vec![
+        format!("{begins} run --out run"),
+        format!("{begins} {newest} --out run/../run"),
+        format!("{begins} {newest} --out run --dry-run --quiet"),
+        "pretrain --continue-from run train.epochs=2 --out run".into(),
+        format!("pretrain --continue-from ./{newest} train.epochs=2 --out run"),
+        "pretrain -d set --arch vit_micro views.global_size=32 --steps 2 --teacher run --out run"
+            .into(),
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("run", place.path("link")).unwrap();
+        std::os::unix::fs::symlink(newest, place.path("link.safetensors")).unwrap();
+        lines.extend([
+            format!("{begins} link.safetensors --out run"),
+            format!("{begins} run --out link"),
+        ]);
+    }
+    let before = place.files("");
+    for line in &lines {
+        place.run(&format!("{line} --overwrite")).expect(1).says(&[
+            "is to be overwritten by a run that needs `",
+            "so nothing is written or deleted there",
+            "hint: choose another folder with `--out`",
+        ]);
+        assert!(place.files("") == before, "{line}");
+    }
+    // Weights that are elsewhere stay when the folder goes.
+    fs::copy(place.path(newest), place.path("copy.safetensors")).unwrap();
+    let line = format!("{begins} copy.safetensors --out run --overwrite train.epochs=1");
+    place.well(&line).says(&["weights of `backbone`", "step 25/25"]);
+}
+
+/// The settings say what does not fit, and a new run takes over the rest.
+#[test]
+fn a_checkpoint_that_does_not_fit_is_told_from_a_broken_one() {
+    let place = Place::new();
+    place.well(&format!("pretrain --out run {TINY} train.epochs=1"));
+    place.well("resume run train.epochs=2 objective.region=false").says(&["step 50/50"]);
+    let before = place.files("");
+    let ended = place.run("resume run train.epochs=3 objective.region=true").expect(1);
+    assert!(!ended.stderr.contains("broken"), "{ended}");
+    ended.says(&[
+        "step=00000050.safetensors` does not fit the run as it is now: objective.region.enabled = \
+         true (it was false), train.epochs = 3 (it was 2)",
+        "head_dense",
+        "hint: go on with what the run had before, or begin a new run",
+    ]);
+    let other = "pretrain --resume --out run --objective byol train.epochs=3";
+    let ended = place.run(other).expect(1).says(&["objective.name = ", "... and "]);
+    assert!(ended.stderr.lines().count() < 14, "{ended}");
+    assert!(place.files("") == before);
+    place
+        .well("pretrain --out both --continue-from run train.epochs=3 objective.region=true")
+        .says(&["`head_dense` start anew", "step 75/75"]);
+    place
+        .well("pretrain --out byol --continue-from run train.epochs=3 --objective byol")
+        .says(&["`projector`, `predictor` start anew", "step 75/75"]);
+}
+
+/// The head of masked patches is none of the backbone's, also where its run goes on with another objective.
+#[test]
+fn masked_patches_leave_a_backbone() {
+    let place = Place::new();
+    good(&place, "set", 8);
+    let own = TINY.split_whitespace().filter(|word| !word.starts_with("objective."));
+    let line = own.collect::<Vec<_>>().join(" ");
+    place.well(&format!("pretrain --out run {line} --objective masked_patch train.epochs=1"));
+    place.well("embed --checkpoint run --data set --out f.npy");
+    place
+        .well("pretrain --out next --continue-from run train.epochs=2 --objective byol")
+        .says(&["`projector`, `predictor` start anew", "step 50/50"]);
+}
+
+/// Where other settings leave no step to do, the run stays the one that it is.
+#[test]
+fn without_a_step_to_do_no_file_is_touched() {
+    let place = Place::new();
+    let settings = TINY.replace("train.epochs=3", "train.steps=20");
+    place.well(&format!("pretrain --out run {settings} train.log_every=5"));
+    let before = place.files("");
+    for setting in ["train.batch_size=2", "train.batch_size=8", "train.steps=10"] {
+        let ended = place.well(&format!("resume run {setting} --json"));
+        let result = ended.json();
+        assert_eq!(result["end"], "nothing to do", "{ended}");
+        assert!(place.path(result["checkpoint"].as_str().unwrap()).is_file(), "{ended}");
+        assert!(place.files("") == before, "{setting}: {:?}", place.folder("run").names());
+    }
+    place.well("resume run train.steps=30");
+    let steps: Vec<u64> = place.folder("run").losses().iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [5, 10, 15, 20, 25, 30]);
+}
+
 #[test]
 fn images_that_have_changed_are_told() {
     let place = Place::new();

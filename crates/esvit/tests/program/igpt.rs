@@ -45,6 +45,12 @@ fn an_image_gpt_from_images_to_features() {
     // It goes on without looking for colors again.
     let resumed = place.well("resume run --steps 5").says(&["going on after step 4", "step 5/5"]);
     assert!(!resumed.stderr.contains("k-means"), "{resumed}");
+
+    // A palette is a file of a run, which another one may replace, though not one that takes it.
+    let again = format!("{RUN} --out run --overwrite --steps 1");
+    let taken = format!("{again} objective.palette=run/palette.npy");
+    place.run(&taken).expect(1).says(&["by a run that needs `run/palette.npy`"]);
+    place.well(&again).says(&["step 1/1"]);
 }
 
 /// Neighbors and a linear probe on the block in the middle, with hidden colors as well.

@@ -37,4 +37,5 @@ mod resolved;
 mod settings;
 mod several_folders;
 mod streams;
+mod supervised;
 mod weights;

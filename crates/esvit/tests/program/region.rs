@@ -6,6 +6,7 @@ use esvit_train::objective::ObjectiveConfig;
 use esvit_train::objective::esvit::{RegionConfig, RegionLoss};
 use esvit_train::objective::regions::Matching;
 
+use crate::images::good;
 use crate::place::{Place, TINY};
 
 fn region(config: esvit_train::Config) -> RegionConfig {
@@ -48,6 +49,7 @@ fn a_run_keeps_its_variant() {
 #[test]
 fn byol_with_a_region_term() {
     let place = Place::new();
+    good(&place, "set", 4);
     let own = TINY.split_whitespace().filter(|word| !word.starts_with("objective."));
     let own: Vec<&str> = own.collect();
     let line = format!(
@@ -66,6 +68,8 @@ fn byol_with_a_region_term() {
         place.well(&format!("pretrain --out {name} {line} {settings} train.micro_batch=2"));
         let metrics = place.folder(name).text("metrics.jsonl");
         assert!(metrics.contains("\"region_loss\":"), "{name}: {metrics}");
+        // The heads are none of the backbone's.
+        place.well(&format!("embed --checkpoint {name} --data set --out {name}.npy"));
     }
     let wrong = format!("config {line} objective.region.head.out_dim=1");
     place.run(&wrong).expect(2).says(&["`objective.region.head.out_dim` is 1: one prototype"]);

@@ -3,6 +3,7 @@
 mod asked;
 mod dry_run;
 mod folder;
+mod labels;
 mod measured;
 mod memory;
 mod resolve;

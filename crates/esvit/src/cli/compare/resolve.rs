@@ -14,7 +14,7 @@ use esvit_train::variants::{
 };
 use esvit_train::{Config, auto};
 
-use super::{Request, Usage};
+use super::{Request, Usage, labels};
 use crate::cli::{Output, plan, settings, teacher};
 
 /// The settings that a request comes to.
@@ -27,7 +27,10 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
             |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
         let base = variants.iter().position(is_base);
         let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
+        labels::set_aside(&mut config, &asked.name, output);
         let source = preview::source(&config)?;
+        let judge = variants.first().map_or(&config, |first| &first.config);
+        labels::check(judge, &config, &*source, &asked.name)?;
         if let (None, Some(first)) = (base, variants.first()) {
             share_budget((&first.config, &sources[0]), (&mut config, &source))
                 .map_err(|error| refused(error, &asked))?;

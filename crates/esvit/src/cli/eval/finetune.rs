@@ -10,7 +10,7 @@ use esvit_eval::probe::ClassAccuracy;
 use esvit_nn::ops::Precision;
 use indicatif::ProgressBar;
 
-use super::{remark, warn_unsaved};
+use super::{remark, warn_learned, warn_unsaved};
 use crate::cli::args::{BackboneArgs, TaskArgs};
 use crate::cli::bench::precision_parser;
 use crate::cli::progress::clock;
@@ -121,6 +121,9 @@ impl Finetune {
             task.description
         ));
         remark(&task, output);
+        if !self.from_scratch {
+            warn_learned(&task, &backbone, output);
+        }
         let mut progress = Progress::new(output, &settings);
         let finetuned =
             finetune::finetune(&backbone, &task, &settings, |event| progress.notice(event))?;

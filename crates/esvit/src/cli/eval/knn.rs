@@ -14,7 +14,7 @@ use esvit_model::PretrainedBackbone;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{remark, warn_unsaved};
+use super::{remark, warn_learned, warn_unsaved};
 use crate::cli::args::run_or_file;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output, TaskArgs};
 
@@ -94,6 +94,7 @@ pub(in crate::cli) fn measure(
     output: &Output,
 ) -> Result<Measured> {
     remark(task, output);
+    warn_learned(task, backbone, output);
     let rows = compare(backbone, task, ks, temperature, output)?;
     let (images, task) = (task.images(), task.description.clone());
     let measured = Measured { task, images, temperature, rows };

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
-use super::{remark, warn_unsaved};
+use super::{remark, warn_learned, warn_unsaved};
 use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_range};
 use crate::cli::{Exit, Output};
 
@@ -65,6 +65,7 @@ impl Linear {
         let backbone = self.backbone.open(output)?;
         let task = self.open_task(&backbone, output)?;
         remark(&task.task, output);
+        warn_learned(&task.task, &backbone, output);
         let probe = self.probe.probe(&backbone.config)?;
         if self.augment && probe.solver.name() == "logistic" {
             bail!("`--augment` is not used by `--solver logistic`, which has no epochs");
