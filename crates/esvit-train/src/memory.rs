@@ -166,38 +166,60 @@ fn size(bytes: f64) -> String {
 /// No micro-batch fits.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error(
-    "one image at a time takes about {}, and {} were given\n\
+    "{} about {}, and {} were given\n\
      hint: a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
      smaller cache (`data.cache_mb`) take less",
+    at_a_time(*images),
     size(*need),
     size(*given)
 )]
 pub struct DoesNotFit {
-    /// Bytes for one image at a time.
+    /// The fewest images that go through at a time.
+    pub images: usize,
+    /// Bytes for as many.
     pub need: f64,
     /// Bytes available.
     pub given: f64,
 }
 
-/// The largest micro-batch that divides the batch and fits into `bytes`. Activation
-/// checkpointing is turned on only when nothing fits without.
+fn at_a_time(images: usize) -> String {
+    match images {
+        1 => "one image at a time takes".into(),
+        _ => {
+            format!("{images} images at a time, the fewest that batch normalization is given, take")
+        }
+    }
+}
+
+/// Bounds from below of the images of a micro-batch, the first that can be kept first. Batch normalization
+/// of a single image compares it with nothing, and that of few with chance.
+fn least_images(config: &Config) -> &'static [usize] {
+    if config.sees_all_at_once() { &[8, 2] } else { &[1] }
+}
+
+/// The largest micro-batch that divides the batch and fits into `bytes`. Activation checkpointing is
+/// turned on only when nothing fits without; where batch normalization has the statistics of a
+/// micro-batch, also when fewer than eight images would. It never has those of one image of several.
 ///
 /// # Errors
-/// When not even one image at a time fits.
+/// When not even one image at a time fits, or two with batch normalization.
 pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
     let batch = config.train.batch_size;
     let mut config = config.clone();
-    let mut need = f64::INFINITY;
-    for activation_checkpointing in [config.train.activation_checkpointing, true] {
+    let (mut images, mut need) = (batch, f64::INFINITY);
+    let again = [config.train.activation_checkpointing, true];
+    let tries = least_images(&config).iter().flat_map(|&least| again.map(|again| (least, again)));
+    for (least, activation_checkpointing) in tries {
         config.train.activation_checkpointing = activation_checkpointing;
-        for micro_batch in (1..=batch).rev().filter(|&size| batch.is_multiple_of(size)) {
-            need = estimate(&config, micro_batch);
+        let sizes = (least.min(batch)..=batch).rev();
+        for micro_batch in sizes.filter(|&size| batch.is_multiple_of(size)) {
+            (images, need) = (micro_batch, estimate(&config, micro_batch));
             if need <= bytes {
                 return Ok(Fit { micro_batch, activation_checkpointing, bytes: need });
             }
         }
     }
-    Err(DoesNotFit { need, given: bytes })
+    Err(DoesNotFit { images, need, given: bytes })
 }
 
 #[cfg(test)]
@@ -529,6 +551,38 @@ mod tests {
         let next = need(2 * found.micro_batch, true);
         assert!(next > given, "{found:?} and {next}");
         let (need, given) = (need(1, true), need(1, true) - 1.0);
-        assert_eq!(fit(&config, given), Err(DoesNotFit { need, given }));
+        assert_eq!(fit(&config, given), Err(DoesNotFit { images: 1, need, given }));
+    }
+
+    /// Eight images whose blocks are computed again rather than fewer, then two at least.
+    #[test]
+    fn batch_normalization_is_given_several_images() {
+        let mut config = small();
+        (config.train.batch_size, config.train.crops_per_forward) = (16, 0);
+        esvit(&mut config).head.use_bn_in_head = true;
+        let need = |images: usize, again: bool| {
+            let mut config = config.clone();
+            config.train.activation_checkpointing = again;
+            estimate(&config, images)
+        };
+        let fitted = |bytes: f64| {
+            fit(&config, bytes).map(|fit| (fit.micro_batch, fit.activation_checkpointing))
+        };
+        assert_eq!(fitted(need(16, false)), Ok((16, false)));
+        assert_eq!(fitted(need(8, false)), Ok((8, false)));
+        assert!(need(8, true) < need(8, false));
+        assert_eq!(fitted(need(8, true)), Ok((8, true)));
+        let (images, _) = fitted(need(8, true) - 1.0).unwrap();
+        assert!((2..8).contains(&images), "{images}");
+        let least = need(2, true);
+        assert_eq!(fitted(least), Ok((2, true)));
+        assert!(need(1, true) < least - 1.0, "a single image would fit");
+        let error = fitted(least - 1.0).unwrap_err();
+        assert_eq!((error.images, error.need), (2, least));
+        let words = "2 images at a time, the fewest that batch normalization is given, take about";
+        assert!(error.to_string().starts_with(words), "{error}");
+        // A batch of one has no other.
+        config.train.batch_size = 1;
+        assert_eq!(fit(&config, 1e12).unwrap().micro_batch, 1);
     }
 }

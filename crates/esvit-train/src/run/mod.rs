@@ -24,7 +24,7 @@ pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use plan::Plan;
-pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
+pub use settle::{FOR_STEPS, StepTime, TIMED, settled, split_statistics, step_time, steps_within};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
@@ -355,6 +355,7 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     };
     let loader = plan::loader(&config, source.clone(), &**collective)?;
     let batch = config.train.batch_size;
+    let split = split_statistics(&config, collective.world());
     let mut session = Session::open(config, step_time, options, &loader)?;
     if batch < given {
         session.note(&format!(
@@ -363,6 +364,9 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     }
     if let Some(remark) = precision.remark() {
         session.note(remark)?;
+    }
+    if let Some(warning) = split {
+        session.warn(&warning)?;
     }
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.

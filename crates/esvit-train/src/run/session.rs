@@ -297,9 +297,7 @@ impl<'a> Session<'a> {
             let settings = self.config.objective.settings();
             let collapse = settings.collapse(&|name| health.signal(name));
             if let Some(collapse) = self.collapse.look(collapse) {
-                let warning = format!("step {}: {}", figures.step, collapse.advice);
-                self.log.say(&format!("warning: {warning}"))?;
-                self.observer.notice(&Event::Warning(&warning));
+                self.warn(&format!("step {}: {}", figures.step, collapse.advice))?;
             }
         }
         Ok(())
@@ -428,6 +426,12 @@ impl<'a> Session<'a> {
     pub(super) fn note(&mut self, note: &str) -> Result<(), RunError> {
         self.log.say(note)?;
         self.observer.notice(&Event::Note(note));
+        Ok(())
+    }
+
+    pub(super) fn warn(&mut self, warning: &str) -> Result<(), RunError> {
+        self.log.say(&format!("warning: {warning}"))?;
+        self.observer.notice(&Event::Warning(warning));
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Loader, Source};
+use esvit_data::{Loader, Source, counted};
 use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device, Tensor};
@@ -36,6 +36,22 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     }
     config.train.precision = config.train.precision().into();
     config
+}
+
+/// What is said of a step whose images go through a network with batch normalization in several
+/// micro-batches, each with statistics of its own: those of `world` processes have the same.
+pub fn split_statistics(config: &Config, world: usize) -> Option<String> {
+    let (batch, together) = (config.train.batch_size, config.train.micro_batch() * world);
+    (config.sees_all_at_once() && together < batch).then(|| {
+        format!(
+            "batch normalization has the statistics of {} at a time, of the {batch} of a step \
+             (`train.micro_batch`): the network learns otherwise than with those of all, and worse the \
+             fewer they are\n\
+             hint: raise `train.micro_batch`, or `--memory` if it was chosen by that, or lower \
+             `train.batch_size`",
+            counted(together, "image")
+        )
+    })
 }
 
 /// The precision of the first process, which all take: on another machine `auto` may mean another one.
@@ -177,6 +193,29 @@ mod tests {
         ] {
             config.train.precision = given;
             assert_eq!(settled(&config, &source, 1).train.precision, expected.into());
+        }
+    }
+
+    /// Those of all processes are shared.
+    #[test]
+    fn statistics_of_a_part_of_a_step() {
+        let said = |arch: &str, world: usize| {
+            let arch = format!("model.arch={arch}");
+            let texts =
+                ["objective.name=mocov2", "train.batch_size=8", "train.micro_batch=2", &arch];
+            let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+            split_statistics(&Config::resolve(layers.into()).unwrap(), world)
+        };
+        for arch in ["resnet_micro", "cvt_micro"] {
+            for (world, images) in [(1, 2), (2, 4)] {
+                let text = said(arch, world).unwrap();
+                let part = format!("of {images} images at a time, of the 8 of a step");
+                assert!(text.contains(&part), "{text}");
+            }
+            assert_eq!(said(arch, 4), None);
+        }
+        for arch in ["swin_micro", "vit_micro", "pvt_micro", "vil_micro"] {
+            assert_eq!(said(arch, 1), None, "{arch}");
         }
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
 use esvit_files::free_bytes;
 use esvit_nn::Solo;
-use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
+use esvit_train::run::{TIMED, plan, settled, split_statistics, step_time, steps_within};
 use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
@@ -67,6 +67,9 @@ pub(super) fn show(
         need / 1e9,
         counted(config.train.micro_batch(), "image")
     ));
+    if let Some(warning) = split_statistics(&config, 1) {
+        output.warning(warning);
+    }
     let checkpoint = memory::checkpoint_bytes(&config);
     // The kept ones and the one being written; the best one is a file of its own once they are gone.
     let recent = config.checkpoint.keep_last + 1;

@@ -67,7 +67,8 @@ pub(super) struct Pretrain {
 /// Options of new and of resumed runs.
 #[derive(Debug, clap::Args)]
 struct How {
-    /// Memory limit, for instance `8G`: splits each step into micro-batches that fit.
+    /// Memory limit, for instance `8G`: splits each step into micro-batches that fit, as large as
+    /// possible.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<f64>,
     /// Print the time spent in each phase.
