@@ -24,7 +24,9 @@ pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use plan::Plan;
-pub use settle::{FOR_STEPS, StepTime, TIMED, settled, split_statistics, step_time, steps_within};
+pub use settle::{
+    FOR_STEPS, StepTime, TIMED, fewer_images, settled, split_statistics, step_time, steps_within,
+};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
@@ -357,10 +359,8 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let batch = config.train.batch_size;
     let split = split_statistics(&config, collective.world());
     let mut session = Session::open(config, step_time, options, &loader)?;
-    if batch < given {
-        session.note(&format!(
-            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
-        ))?;
+    if let Some(note) = fewer_images(given, batch) {
+        session.note(&note)?;
     }
     if let Some(remark) = precision.remark() {
         session.note(remark)?;

@@ -38,6 +38,15 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     config
 }
 
+/// What is said where there are fewer images than the `given` number of a step, which has a `batch` of them.
+pub fn fewer_images(given: usize, batch: usize) -> Option<String> {
+    (batch < given).then(|| {
+        format!(
+            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
+        )
+    })
+}
+
 /// What is said of a step whose images go through a network with batch normalization in several
 /// micro-batches, each with statistics of its own: those of `world` processes have the same.
 pub fn split_statistics(config: &Config, world: usize) -> Option<String> {

@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
 use esvit_files::free_bytes;
 use esvit_nn::Solo;
-use esvit_train::run::{TIMED, plan, settled, split_statistics, step_time, steps_within};
+use esvit_train::run::{
+    TIMED, fewer_images, plan, settled, split_statistics, step_time, steps_within,
+};
 use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
@@ -30,6 +32,33 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
          (`data.cache_mb`) take less",
         0.9 * available
     )
+}
+
+/// Cuts the steps of a run on these images so that they fit into the memory that the user has given, in
+/// bytes.
+pub(super) fn fit_memory(
+    config: &mut Config,
+    source: &dyn Source,
+    given: f64,
+    output: &Output,
+) -> Result<()> {
+    let of_settings = config.train.batch_size;
+    config.train.batch_size = settled(config, source, 1).train.batch_size;
+    let batch = config.train.batch_size;
+    fewer_images(of_settings, batch).iter().for_each(|note| output.note(note));
+    let fit = memory::fit(config, given)?;
+    config.train.micro_batch = Some(fit.micro_batch);
+    config.train.activation_checkpointing = fit.activation_checkpointing;
+    let activation_checkpointing =
+        if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
+    output.note(format!(
+        "within {:.1} GB: micro-batches of {} of the {batch} images of a \
+         step{activation_checkpointing} (about {:.1} GB)",
+        given / 1e9,
+        fit.micro_batch,
+        fit.bytes / 1e9
+    ));
+    Ok(())
 }
 
 /// Says what a new run would do: network, steps, time, memory, disk and files, and returns the same as

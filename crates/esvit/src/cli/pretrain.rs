@@ -141,21 +141,6 @@ impl How {
     ) -> Result<Exit> {
         teacher::attach(&mut config, output)?;
         config.check_ready()?;
-        if let Some(memory) = self.memory {
-            let fit = esvit_train::memory::fit(&config, memory)?;
-            config.train.micro_batch = Some(fit.micro_batch);
-            config.train.activation_checkpointing = fit.activation_checkpointing;
-            let activation_checkpointing =
-                if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
-            output.note(format!(
-                "within {:.1} GB: micro-batches of {} of the {} images of a \
-                 step{activation_checkpointing} (about {:.1} GB)",
-                memory / 1e9,
-                fit.micro_batch,
-                config.train.batch_size,
-                fit.bytes / 1e9
-            ));
-        }
         if self.dry_run {
             let step = newest(out).filter(|_| start == Start::Resume).map_or(0, |(step, _)| step);
             if start == Start::Resume {
@@ -164,12 +149,16 @@ impl How {
                     step => format!("the run goes on after step {step}"),
                 });
             }
-            let plan = match output.shows_notes() {
-                true => {
-                    let (source, _) = images(&config, output)?;
-                    Some(plan::show(&config, &source, out, output)?)
-                }
-                false => None,
+            let source = match output.shows_notes() {
+                true => Some(images(&config, output)?.0),
+                false => self.memory.map(|_| preview::source(&config)).transpose()?,
+            };
+            if let (Some(memory), Some(source)) = (self.memory, &source) {
+                plan::fit_memory(&mut config, &**source, memory, output)?;
+            }
+            let plan = match source.filter(|_| output.shows_notes()) {
+                Some(source) => Some(plan::show(&config, &source, out, output)?),
+                None => None,
             };
             let would = json!({
                 "run": printable(out),
@@ -246,7 +235,7 @@ impl How {
         output: &Output,
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
-        let prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
+        let prepared = Prepared::new(config, out, &start, self.memory, output)?;
         let stop = Arc::new(AtomicBool::new(false));
         stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
@@ -267,21 +256,22 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Opens the images of a run. Settings that need more memory than there is are refused, unless the user
-    /// has given an amount.
+    /// Opens the images of a run. Its steps are cut to fit into an amount of memory, in bytes, if one is
+    /// given; else settings that need more than there is are refused.
     pub(super) fn new(
         config: &Config,
         out: &Path,
         start: &Start,
-        is_memory_given: bool,
+        memory: Option<f64>,
         output: &Output,
     ) -> Result<Self> {
         let (source, task) = images(config, output)?;
-        if !is_memory_given {
-            plan::check_memory(config, &*source)?;
+        let mut config = config.clone();
+        match memory {
+            Some(memory) => plan::fit_memory(&mut config, &*source, memory, output)?,
+            None => plan::check_memory(&config, &*source)?,
         }
         // What a run of an earlier version was shown had the whole range.
-        let mut config = config.clone();
         let is_resumed = *start == Start::Resume && out.join("config.toml").is_file();
         if is_resumed || matches!(start, Start::ContinueFrom(_)) {
             config.data.range = RangeSetting::Levels(config.data.range.levels());

@@ -8,6 +8,7 @@ use esvit_train::objective::esvit::EsvitConfig;
 
 use serde_json::json;
 
+use crate::images::good;
 use crate::place::{Place, TINY};
 
 fn esvit(objective: ObjectiveConfig) -> EsvitConfig {
@@ -78,7 +79,9 @@ fn published_flags_are_settings() {
 #[test]
 fn memory_cuts_a_step_into_parts_that_fit() {
     let place = Place::new();
-    let line = "pretrain --recipe esvit --data photos --arch swin_tiny_w7 train.precision=f32";
+    good(&place, "photos", 4);
+    let line = "pretrain --recipe esvit --data photos --arch swin_tiny_w7 train.precision=f32 \
+        data.repeat=128";
     let fitted = |memory: &str| {
         let config = place.settings(&format!("{line} --memory {memory}")).train;
         assert_eq!(config.batch_size, 512, "{memory}");
@@ -103,6 +106,26 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     place.well(&run).says(&["within 8.0 GB: micro-batches of 8 of the 8 images of a step"]);
     let stored = place.settings("resume run").train;
     assert_eq!((stored.batch_size, stored.micro_batch, stored.epochs), (8, Some(8), Some(1)));
+}
+
+/// Where there are fewer images than a batch, a step has these, and takes the memory of these.
+#[test]
+fn memory_is_judged_by_the_images_there_are() {
+    let place = Place::new();
+    let line = "pretrain --objective mocov3 --arch vit_micro train.precision=f32 --memory 8G";
+    let found = place.settings(line).train;
+    let by_hand = place.settings(&format!("{line} --batch-size 101")).train;
+    assert_eq!(found.batch_size, 101, "the built-in images");
+    assert_eq!(found, by_hand);
+    good(&place, "few", 3);
+    place.well(&format!("pretrain --data few --out run {TINY} train.epochs=1 --memory 8G")).says(
+        &[
+            "a step has 3 images instead of 4",
+            "within 8.0 GB: micro-batches of 3 of the 3 images of a step",
+        ],
+    );
+    let stored = place.settings("resume run").train;
+    assert_eq!((stored.batch_size, stored.micro_batch), (3, Some(3)));
 }
 
 #[test]
