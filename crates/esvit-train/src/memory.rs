@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use esvit_data::counted;
 use esvit_nn::ops::EXPONENTIALS_BYTES;
 use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
@@ -159,16 +160,41 @@ pub struct Fit {
 }
 
 /// A number of bytes, in a unit that shows it.
-fn size(bytes: f64) -> String {
-    if bytes >= 1e9 { format!("{:.1} GB", bytes / 1e9) } else { format!("{:.0} MB", bytes / 1e6) }
+pub fn size(bytes: f64) -> String {
+    match bytes {
+        _ if bytes >= 1e9 => format!("{:.1} GB", bytes / 1e9),
+        _ if bytes >= 1e6 => format!("{:.0} MB", bytes / 1e6),
+        _ if bytes >= 1e3 => format!("{:.0} kB", bytes / 1e3),
+        _ => counted(bytes as usize, "byte"),
+    }
+}
+
+/// What makes a run take less memory whose micro-batches have so many images, for hints: the settings of which
+/// there may be less.
+pub fn savings(config: &Config, micro_batch: usize) -> String {
+    let batch = config.train.batch_size;
+    // Of images that are compared all are held; else a micro-batch may be the whole that can be split no more.
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
+    let least = least_images(config).iter().copied().min().unwrap_or(1);
+    let is_held = batch > least && (compares || micro_batch == batch);
+    let parts = [
+        is_held.then_some("a smaller batch (`train.batch_size`)"),
+        Some("a smaller network (`model.arch`)"),
+        config.objective.settings().less_memory(),
+        (config.data.cache_mb > 0).then_some("a smaller cache (`data.cache_mb`)"),
+    ];
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    let listed = match parts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => parts.concat(),
+    };
+    format!("{listed} takes less")
 }
 
 /// No micro-batch fits.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "{} about {}, and {} were given\n\
-     hint: a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
-     smaller cache (`data.cache_mb`) take less",
+    "{} about {}, and {} were given\nhint: {savings}",
     at_a_time(*images),
     size(*need),
     size(*given)
@@ -180,6 +206,8 @@ pub struct DoesNotFit {
     pub need: f64,
     /// Bytes available.
     pub given: f64,
+    /// What takes less.
+    pub savings: String,
 }
 
 fn at_a_time(images: usize) -> String {
@@ -219,7 +247,7 @@ pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
             }
         }
     }
-    Err(DoesNotFit { images, need, given: bytes })
+    Err(DoesNotFit { images, need, given: bytes, savings: savings(&config, images) })
 }
 
 #[cfg(test)]
@@ -281,6 +309,8 @@ mod tests {
         assert!(error.to_string().contains("1.0 GB were given"), "{error}");
         let error = fit(&recipe(), 4e7).unwrap_err();
         assert!(error.to_string().contains("40 MB were given"), "{error}");
+        let sizes = [1e9, 999e6, 1024.0, 999.0, 1.0].map(size);
+        assert_eq!(sizes, ["1.0 GB", "999 MB", "1 kB", "999 bytes", "1 byte"]);
     }
 
     /// Two stages of 8 and 16 values, two global crops of 32 pixels and a local one of 16, eight
@@ -551,7 +581,62 @@ mod tests {
         let next = need(2 * found.micro_batch, true);
         assert!(next > given, "{found:?} and {next}");
         let (need, given) = (need(1, true), need(1, true) - 1.0);
-        assert_eq!(fit(&config, given), Err(DoesNotFit { images: 1, need, given }));
+        let savings = "a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
+                       smaller cache (`data.cache_mb`) takes less";
+        let savings = savings.to_owned();
+        assert_eq!(fit(&config, given), Err(DoesNotFit { images: 1, need, given, savings }));
+    }
+
+    /// Whatever a hint names is a setting of the objective, and less of it takes less memory.
+    #[test]
+    fn savings_are_settings_that_count() {
+        let cases = ObjectiveConfig::NAMES.iter().map(|name| (*name, "seed=0"));
+        let variants = [
+            ("byol", "objective.region.loss=softmax"),
+            ("distill", "objective.loss=prototypes"),
+            ("esvit", "objective.koleo=0.1"),
+        ];
+        for (name, setting) in cases.chain(variants) {
+            let arch = if name == "igpt" { "igpt_micro" } else { "swin_micro" };
+            let common = [
+                format!("objective.name={name}"),
+                format!("model.arch={arch}"),
+                "train.batch_size=4".into(),
+                "views.global_size=32".into(),
+                "views.local_counts=[0]".into(),
+                setting.into(),
+            ];
+            let with = |more: Option<String>| {
+                let texts = common.iter().chain(&more);
+                let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+                Config::resolve(layers.collect()).unwrap()
+            };
+            let config = with(None);
+            let (table, text) = (toml::Table::try_from(&config).unwrap(), savings(&config, 1));
+            let compares = config.objective.settings().chunking() == Chunking::ByImage;
+            assert_eq!(text.starts_with("a smaller batch"), compares, "{name}: {text}");
+            assert!(!text.contains(", or") && text.ends_with(" takes less"), "{text}");
+            let keys: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+            assert!(keys.contains(&"model.arch") && keys.contains(&"data.cache_mb"), "{text}");
+            for key in keys.into_iter().filter(|key| *key != "model.arch") {
+                let value = crate::config_text::value_of(&table, key);
+                let value = value.and_then(toml::Value::as_integer);
+                let value = value.unwrap_or_else(|| panic!("{name} has no {key}: {text}"));
+                let less = with(Some(format!("{key}={}", value / 2)));
+                assert!(estimate(&less, 1) < estimate(&config, 1), "{name}: {key}");
+            }
+        }
+        // A step that is not split can be made smaller, but for batch normalization not of one image.
+        let starts =
+            |config: &Config, images| savings(config, images).starts_with("a smaller batch");
+        let mut config = small();
+        assert_eq!([1, 8].map(|images| starts(&config, images)), [false, true]);
+        esvit(&mut config).head.use_bn_in_head = true;
+        (config.train.batch_size, config.data.cache_mb) = (2, 0);
+        assert!(!starts(&config, 2));
+        let words =
+            "a smaller network (`model.arch`) or fewer prototypes (`objective.head.out_dim`)";
+        assert!(savings(&config, 2).starts_with(words));
     }
 
     /// Eight images whose blocks are computed again rather than fewer, then two at least.

@@ -24,14 +24,19 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     let Some(available) = memory::available().filter(|&available| need > available) else {
         return Ok(());
     };
-    let [need, available] = [need, available].map(|bytes| bytes / 1e9);
     bail!(
-        "the run takes about {need:.1} GB of memory and {available:.1} GB are free\n\
-         hint: `--memory {:.1}G` cuts its steps so that they fit; a smaller network \
-         (`--arch`), fewer prototypes (`objective.head.out_dim`) or a smaller cache \
-         (`data.cache_mb`) take less",
-        0.9 * available
+        "the run takes about {} of memory and {} are free\n\
+         hint: `--memory {}` cuts its steps so that they fit; {}",
+        memory::size(need),
+        memory::size(available),
+        amount(0.9 * available),
+        memory::savings(&config, config.train.micro_batch())
     )
+}
+
+/// A number of bytes as `--memory` takes it.
+fn amount(bytes: f64) -> String {
+    if bytes >= 1e9 { format!("{:.1}G", bytes / 1e9) } else { format!("{:.0}M", bytes / 1e6) }
 }
 
 /// Cuts the steps of a run on these images so that they fit into the memory that the user has given, in
@@ -52,11 +57,10 @@ pub(super) fn fit_memory(
     let activation_checkpointing =
         if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
     output.note(format!(
-        "within {:.1} GB: micro-batches of {} of the {batch} images of a \
-         step{activation_checkpointing} (about {:.1} GB)",
-        given / 1e9,
+        "within {}: micro-batches of {} of the {batch} images of a step{activation_checkpointing} (about {})",
+        memory::size(given),
         fit.micro_batch,
-        fit.bytes / 1e9
+        memory::size(fit.bytes)
     ));
     Ok(())
 }
@@ -136,4 +140,16 @@ pub(super) fn show(
         "checkpoints": checkpoints,
         "free_disk_bytes": free_disk,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::amount;
+
+    /// No amount that can be run in is nothing.
+    #[test]
+    fn amounts_of_memory() {
+        let shown = [27.44e9, 1e9, 4.5e8, 3.6e7].map(amount);
+        assert_eq!(shown, ["27.4G", "1.0G", "450M", "36M"]);
+    }
 }

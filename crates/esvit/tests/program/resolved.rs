@@ -101,6 +101,10 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
         place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
     }
+    // What is named is a setting of the objective.
+    let of_moco = place.run("pretrain --objective mocov3 --arch vit_micro --memory 1K").expect(1);
+    let of_moco = of_moco.says(&["and 1 kB were given", "`train.batch_size`"]).stderr;
+    assert!(!of_moco.contains("prototypes"), "{of_moco}");
     // What is said is what the run has.
     let run = format!("pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=8");
     place.well(&run).says(&["within 8.0 GB: micro-batches of 8 of the 8 images of a step"]);

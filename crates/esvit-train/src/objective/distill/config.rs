@@ -199,6 +199,11 @@ impl ObjectiveSettings for DistillConfig {
         4.0 * (tasks * self.settings.prototypes * width) as f64
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        let has_prototypes = self.settings.loss == DistillLoss::Prototypes;
+        has_prototypes.then_some("fewer prototypes (`objective.prototypes`)")
+    }
+
     fn held_bytes(&self) -> f64 {
         let Some(teacher) = self.teacher() else { return 0.0 };
         let parameters = teacher.frozen.network.specs().parameters() as f64;
