@@ -262,8 +262,8 @@ impl Config {
         }
     }
 
-    /// Checks that all is there that training needs besides valid settings, such as a teacher, or a backbone
-    /// that suits the objective.
+    /// Checks that all is there that training needs besides valid settings, such as a teacher, a backbone
+    /// that suits the objective, or images to compare.
     ///
     /// # Errors
     /// Names the setting that lacks something.
@@ -271,7 +271,23 @@ impl Config {
         let objective = self.objective.settings();
         let suits = objective.check_backbone(&self.model.backbone);
         let ready = suits.and_then(|()| objective.check_ready());
-        Ok(ready.map_err(|error| error.within("objective"))?)
+        ready.map_err(|error| error.within("objective"))?;
+        self.check_batch()
+    }
+
+    /// Checks that a step has images to compare, where its objective compares them.
+    ///
+    /// # Errors
+    /// When it has a single one.
+    pub(crate) fn check_batch(&self) -> Result<(), ConfigError> {
+        let (batch, objective) = (self.train.batch_size, &self.objective);
+        let compares = objective.settings().chunking() == Chunking::ByImage;
+        let need = format!(
+            "`{}` compares the images of a step with each other, and one alone teaches nothing\n\
+             hint: a step needs 2 of them at least, or better as many as the memory holds",
+            objective.name()
+        );
+        Ok(check(batch > 1 || !compares, "train.batch_size", batch, need)?)
     }
 
     /// Checks each table, then their combinations.

@@ -283,6 +283,27 @@ fn senseless_settings_are_refused_by_name() {
     }
 }
 
+/// An image alone has none to be compared with; queues and targets of a teacher do without.
+#[test]
+fn images_are_compared_with_others() {
+    for name in ObjectiveConfig::NAMES {
+        let objective = format!("objective.name={name}");
+        let ready = |batch: &str| resolve(&[&objective, batch]).unwrap().check_batch();
+        let compares = ["mocov3", "moby", "simclr", "byol", "swav", "dinov2"].contains(name);
+        match ready("train.batch_size=1") {
+            Ok(()) => assert!(!compares, "{name}"),
+            Err(error) => {
+                let text =
+                    format!("`train.batch_size` is 1: `{name}` compares the images of a step");
+                assert!(compares && error.to_string().starts_with(&text), "{error}");
+            }
+        }
+        ready("train.batch_size=2").unwrap();
+    }
+    let koleo = resolve(&["objective.koleo=0.1", "train.batch_size=1"]).unwrap();
+    assert!(koleo.check_ready().is_err());
+}
+
 #[test]
 fn every_recipe_is_a_run() {
     for name in recipe::RECIPES.iter().map(|recipe| recipe.name).chain(FORMER) {

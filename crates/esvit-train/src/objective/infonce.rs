@@ -3,7 +3,7 @@
 //!
 //! Here is also what the health of contrastive objectives has in common.
 
-use esvit_nn::{Tensor, ops};
+use esvit_nn::{Device, Tensor, ops};
 
 use super::{Collapse, Health, feature_std};
 
@@ -20,10 +20,25 @@ pub(super) fn own_columns(first: usize, rows: usize) -> Vec<i32> {
     (first..first + rows).map(|row| row as i32).collect()
 }
 
+/// Added to a logit that is not to count.
+const HIDDEN: f32 = -1e9;
+
+/// What is added to logits `[B, N]` to hide the one in column `own[b]` of each row `b`.
+pub(super) fn hiding(own: &[i32], count: usize, device: &Device) -> Tensor {
+    let mut values = vec![0.0; own.len() * count];
+    for (row, &column) in values.chunks_exact_mut(count).zip(own) {
+        row[column as usize] = HIDDEN;
+    }
+    Tensor::new(values, [own.len(), count], device)
+}
+
+/// Cosine similarities that are no further apart may be equal, but for rounding.
+const TIE: f32 = 1e-6;
+
 /// How well queries find their keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Contrast {
-    /// Queries to which their own key is the most similar one, in percent.
+    /// Queries to which their own key is more similar than every other one, in percent.
     pub accuracy: f64,
     /// Mean cosine similarity to the own key.
     pub positive: f64,
@@ -46,17 +61,20 @@ impl Contrast {
         let [rows, count] = [queries.shape()[0], keys.shape()[0]];
         let queries = queries.clone().detach();
         let products = queries.matmul(keys.clone().detach().transpose());
-        let own = products.clone().pick(&own_columns(first, rows)).reshape([rows, 1]);
+        let columns = own_columns(first, rows);
+        let own = products.clone().pick(&columns).reshape([rows, 1]);
         let (all, of_own) = (mean(&products) * count as f64, mean(&own));
         let negative = (all - of_own) / (count.max(2) - 1) as f64;
-        Self { negative, ..Self::of(&own, &products) }
+        let hiding = hiding(&columns, count, &products.device());
+        Self { negative, ..Self::of(&own, &(products + hiding)) }
     }
 
-    /// `own [B, 1]` beside all `products [B, K]`, which may have it among them.
-    fn of(own: &Tensor, products: &Tensor) -> Self {
-        let largest = products.clone().max_dim(1).to_vec::<f32>();
+    /// `own [B, 1]` beside those of other keys, `[B, K]`. A key among equal ones is not found.
+    fn of(own: &Tensor, others: &Tensor) -> Self {
+        let largest = others.clone().max_dim(1).to_vec::<f32>();
         let values = own.to_vec::<f32>();
-        let found = values.iter().zip(&largest).filter(|(own, largest)| own >= largest).count();
+        let is_found = |(own, largest): &(&f32, &f32)| **own > **largest + TIE;
+        let found = values.iter().zip(&largest).filter(is_found).count();
         let accuracy = 100.0 * found as f64 / values.len() as f64;
         Self { accuracy, positive: mean(own), negative: 0.0 }
     }
@@ -129,7 +147,7 @@ pub fn normalized(rows: Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_nn::{Device, Tape};
+    use esvit_nn::Tape;
     use esvit_testing::{assert_close, hash, hashed_tensor};
 
     const ROWS_AT_HAND: usize = 4;
@@ -209,10 +227,26 @@ mod tests {
         // Among themselves: the first two keys are one. The sums of products, by query.
         let found = Contrast::among(&queries, &keys, 0);
         let products = 2.6 + 1.8 + 3.0 - 1.8;
-        let expected = [50.0, 0.25, (products - 1.0) / 12.0];
+        // To the first query both are as near.
+        let expected = [25.0, 0.25, (products - 1.0) / 12.0];
         for (found, expected) in all(found).iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{found} instead of {expected}");
         }
+    }
+
+    /// Equal embeddings are not told apart, however their similarities are rounded.
+    #[test]
+    fn ties_are_misses() {
+        let equal = normalized(Tensor::cat(vec![hashed_tensor(7, [1, 129]); 8], 0));
+        let among = Contrast::among(&equal, &equal, 0);
+        let beside = Contrast::with_others(&equal, &equal, &equal);
+        for Contrast { accuracy, positive, negative } in [among, beside] {
+            assert_eq!(accuracy, 0.0);
+            assert!((positive - 1.0).abs() < 1e-5 && (negative - 1.0).abs() < 1e-5);
+        }
+        // What is apart is found.
+        let queries = unit(1, 8);
+        assert_eq!(Contrast::among(&queries, &queries, 0).accuracy, 100.0);
     }
 
     #[test]

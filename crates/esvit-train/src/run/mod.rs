@@ -319,6 +319,7 @@ pub fn plan(
 ) -> Result<Plan, RunError> {
     config.check_ready()?;
     let config = &settled(config, &**source, collective.world());
+    config.check_batch()?;
     let loader = plan::loader(config, source.clone(), &**collective)?;
     let device = config.train.device.parse()?;
     let classes = source.classes().len();
@@ -349,6 +350,7 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let Options { source, collective, stop, .. } = &options;
     let given = config.train.batch_size;
     let mut config = settled(config, &**source, collective.world());
+    config.check_batch()?;
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
     let step_time = match config.train.time {

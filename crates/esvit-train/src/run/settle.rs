@@ -48,19 +48,26 @@ pub fn fewer_images(given: usize, batch: usize) -> Option<String> {
 }
 
 /// What is said of a step whose images go through a network with batch normalization in several
-/// micro-batches, each with statistics of its own: those of `world` processes have the same.
+/// micro-batches, each with statistics of its own (those of `world` processes have the same), or of one image.
 pub fn split_statistics(config: &Config, world: usize) -> Option<String> {
     let (batch, together) = (config.train.batch_size, config.train.micro_batch() * world);
-    (config.sees_all_at_once() && together < batch).then(|| {
-        format!(
+    match together {
+        _ if !config.sees_all_at_once() => None,
+        1 if batch == 1 => Some(
+            "batch normalization has the statistics of a single image, in which it can all but vanish\n\
+             hint: raise `train.batch_size`"
+                .into(),
+        ),
+        _ if together >= batch => None,
+        _ => Some(format!(
             "batch normalization has the statistics of {} at a time, of the {batch} of a step \
              (`train.micro_batch`): the network learns otherwise than with those of all, and worse the \
              fewer they are\n\
              hint: raise `train.micro_batch`, or `--memory` if it was chosen by that, or lower \
              `train.batch_size`",
             counted(together, "image")
-        )
-    })
+        )),
+    }
 }
 
 /// The precision of the first process, which all take: on another machine `auto` may mean another one.
@@ -101,6 +108,7 @@ pub fn step_time(
 ) -> Result<StepTime, RunError> {
     config.check_ready()?;
     let config = settled(config, &**source, collective.world());
+    config.check_batch()?;
     let device: Device = config.train.device.parse()?;
     let classes = source.classes().len();
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
@@ -208,13 +216,14 @@ mod tests {
     /// Those of all processes are shared.
     #[test]
     fn statistics_of_a_part_of_a_step() {
-        let said = |arch: &str, world: usize| {
+        let config = |arch: &str| {
             let arch = format!("model.arch={arch}");
             let texts =
                 ["objective.name=mocov2", "train.batch_size=8", "train.micro_batch=2", &arch];
             let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
-            split_statistics(&Config::resolve(layers.into()).unwrap(), world)
+            Config::resolve(layers.into()).unwrap()
         };
+        let said = |arch: &str, world: usize| split_statistics(&config(arch), world);
         for arch in ["resnet_micro", "cvt_micro"] {
             for (world, images) in [(1, 2), (2, 4)] {
                 let text = said(arch, world).unwrap();
@@ -226,6 +235,9 @@ mod tests {
         for arch in ["swin_micro", "vit_micro", "pvt_micro", "vil_micro"] {
             assert_eq!(said(arch, 1), None, "{arch}");
         }
+        let mut one = config("resnet_micro");
+        (one.train.batch_size, one.train.micro_batch) = (1, None);
+        assert!(split_statistics(&one, 1).unwrap().contains("of a single image"));
     }
 
     #[test]

@@ -85,6 +85,8 @@ fn settings_that_make_no_sense() {
     refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
     let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
     refuses(&place, &line("--epochs 2"), &twice);
+    let alone = ["`train.batch_size` is 1: `simclr` compares the images of a step", "hint: a step"];
+    refuses(&place, "pretrain --out new --objective simclr --batch-size 1", &alone);
     refuses(&place, "pretrain --out new train.accumulate=2", &["hint: give `train.batch_size`"]);
 }
 
