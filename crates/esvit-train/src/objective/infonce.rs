@@ -108,23 +108,56 @@ pub const CONSTANT: Collapse = Collapse {
              `esvit data preview` that the images differ",
 };
 
-/// Health of queries `[B, D]` and, where queries are told apart by keys, of that.
+/// Queries and their keys of all micro-batches of a step, of which its health is.
+#[derive(Debug, Default)]
+pub struct NotedPairs {
+    queries: Vec<Tensor>,
+    keys: Vec<Tensor>,
+}
+
+impl NotedPairs {
+    /// Notes queries of a micro-batch and the key of each, both `[B, D]`.
+    pub fn note(&mut self, queries: &Tensor, keys: &Tensor) {
+        self.queries.push(queries.clone().detach());
+        self.keys.push(keys.clone().detach());
+    }
+
+    /// Forgets those of a step that was not ended.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The health of what was noted, beside other keys `[K, D]`. None if nothing was.
+    pub fn health(&mut self, others: &Tensor) -> Option<Health> {
+        let Self { queries, keys } = std::mem::take(self);
+        if queries.is_empty() {
+            return None;
+        }
+        let (queries, keys) = (Tensor::cat(queries, 0), Tensor::cat(keys, 0));
+        Some(health(&queries, Some(Contrast::with_others(&queries, &keys, others))))
+    }
+}
+
+/// Health of queries `[B, D]` and, where queries are told apart by keys, of that. One alone has no spread.
 pub fn health(queries: &Tensor, contrast: Option<Contrast>) -> Health {
-    let (std, rows) = (feature_std(queries.clone()), queries.shape()[0]);
-    let mut signals = vec![(EMBEDDING_STD, std), (ROWS, rows as f64)];
-    let mut summary = format!("embedding std {std:.2}");
+    let rows = queries.shape()[0];
+    let std = (rows > 1).then(|| feature_std(queries.clone()));
+    let mut signals: Vec<_> = std.map(|std| (EMBEDDING_STD, std)).into_iter().collect();
+    signals.push((ROWS, rows as f64));
+    let mut parts = Vec::new();
     if let Some(Contrast { accuracy, positive, negative }) = contrast {
         signals.extend([
             (CONTRAST_ACCURACY, accuracy),
             (POSITIVE_SIMILARITY, positive),
             (NEGATIVE_SIMILARITY, negative),
         ]);
-        summary = format!(
+        parts.push(format!(
             "contrast accuracy {accuracy:.1} %, similarity {positive:.2} to the own key and \
-             {negative:.2} to others, {summary}"
-        );
+             {negative:.2} to others"
+        ));
     }
-    Health { signals, summary }
+    parts.extend(std.map(|std| format!("embedding std {std:.2}")));
+    Health { signals, summary: parts.join(", ") }
 }
 
 /// Whether queries with these signals are the same for every image.
@@ -264,6 +297,34 @@ mod tests {
         assert_eq!(look(&equal.narrow(0, 0, 3)), None, "too few to tell");
         assert_eq!(collapse(&|_| None), None);
         assert!(CONSTANT.advice.contains("the same for every image"));
+    }
+
+    /// Those of two micro-batches are those of one.
+    #[test]
+    fn health_of_all_that_was_noted() {
+        let [queries, keys, others] = [unit(1, 6), unit(2, 6), unit(3, 9)];
+        let contrast = Contrast::with_others(&queries, &keys, &others);
+        let expected = health(&queries, Some(contrast));
+        let mut noted = NotedPairs::default();
+        noted.note(&keys, &queries);
+        noted.forget();
+        for (first, count) in [(0, 1), (1, 5)] {
+            let part = |rows: &Tensor| rows.clone().narrow(0, first, count);
+            noted.note(&part(&queries), &part(&keys));
+        }
+        assert_eq!(noted.health(&others), Some(expected));
+        assert_eq!(noted.health(&others), None, "they are those of one step");
+    }
+
+    #[test]
+    fn one_query_has_no_spread() {
+        let one = unit(1, 1);
+        let found = health(&one, Some(Contrast::with_others(&one, &one, &unit(2, 3))));
+        assert_eq!((found.signal(EMBEDDING_STD), found.signal(ROWS)), (None, Some(1.0)));
+        assert!(found.signal(CONTRAST_ACCURACY).is_some());
+        assert!(!found.summary.contains("std") && !found.summary.ends_with(", "), "{found:?}");
+        let two = health(&unit(1, 2), None);
+        assert!(two.signal(EMBEDDING_STD).is_some() && two.summary.starts_with("embedding std "));
     }
 
     /// Small rows are divided by the least norm, and the gradient of others is orthogonal to them.
