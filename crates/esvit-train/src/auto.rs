@@ -283,18 +283,21 @@ impl Chooser {
             let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
             choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
         }
-        choosing.say(
-            "objective.head.out_dim",
-            "prototypes",
-            prototypes.to_string(),
-            &format!("for {}", counted(images, "image")),
-        );
-        choosing.say(
-            "objective.momentum_teacher",
-            "teacher",
-            format!("momentum {momentum}"),
-            &format!("for about {}", counted(steps as usize, "step")),
-        );
+        // Another objective passes over what is chosen for this one.
+        if let ObjectiveConfig::Esvit(_) = config.objective {
+            choosing.say(
+                "objective.head.out_dim",
+                "prototypes",
+                prototypes.to_string(),
+                &format!("for {}", counted(images, "image")),
+            );
+            choosing.say(
+                "objective.momentum_teacher",
+                "teacher",
+                format!("momentum {momentum}"),
+                &format!("for about {}", counted(steps as usize, "step")),
+            );
+        }
         if steps < SHORT && !self.goes_on {
             choosing.reasons.push(format!(
                 "a short run ({}): in its first thousand a network learns little",
@@ -607,6 +610,20 @@ mod tests {
                 "batch       {batch} images a step: batch normalization has their statistics"
             );
             assert!(reasons.contains(&line), "{reasons:?}");
+        }
+    }
+
+    /// Another objective keeps its own settings, and nothing else is said.
+    #[test]
+    fn settings_that_are_not_taken_are_not_said() {
+        let given = ["objective.name=mocov2", "objective.queue_length=64", "train.steps=5"];
+        let (config, reasons) = chosen(&set(40, 40, [10, 20, 30]), &given);
+        let ObjectiveConfig::MocoV2(objective) = &config.objective else { panic!("MoCo-v2") };
+        assert_eq!((objective.momentum_teacher, config.views.global_size), (0.999, 32));
+        let says = |what: &str| reasons.iter().any(|line| line.starts_with(what));
+        assert!(says("network ") && says("batch "), "{reasons:?}");
+        for what in ["prototypes ", "teacher ", "tasks "] {
+            assert!(!says(what), "{reasons:?}");
         }
     }
 
