@@ -2,6 +2,7 @@
 
 mod former;
 pub mod listing;
+mod other_objective;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::recipe;
 use tables::{above_zero, at_least_one};
 
 pub use crate::config_text::ConfigError as TextError;
+pub use other_objective::OtherObjective;
 pub use tables::{
     CheckpointConfig, DataConfig, KnnConfig, LR_BATCH, ModelConfig, OptimConfig, PrecisionChoice,
     TrainConfig,
@@ -85,6 +87,9 @@ pub enum ConfigError {
         /// What there is.
         known: String,
     },
+    /// A setting is one of another objective.
+    #[error("{0}")]
+    OtherObjective(Box<OtherObjective>),
     /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -154,6 +159,7 @@ impl Config {
             table.insert("arch".into(), model.arch.clone().into());
         }
         let objective = objective(&mut layers)?;
+        let chosen = objective.name();
         let policy = layers
             .iter()
             .rev()
@@ -164,7 +170,8 @@ impl Config {
             _ => Policy::default(),
         };
         let schema = Schema::of(&Self::with(model, objective, policy))?;
-        let config: Self = config_text::resolve(&schema, &layers)?;
+        let config: Self = config_text::resolve(&schema, &layers)
+            .map_err(|error| other_objective::explained(error, chosen, &layers))?;
         config.validate()?;
         Ok(config)
     }
