@@ -1,5 +1,6 @@
 //! Reads a run folder, as far as possible.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use esvit_data::Source;
 use esvit_files::read_regular;
 use esvit_nn::Device;
+use esvit_nn::params::Role;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config_text::Origin;
@@ -120,6 +122,30 @@ impl Run {
         let Some(config) = &self.config else { return true };
         let (_, objective) = config.network(&Device::Cpu, 0);
         !matches!(objective.teacher(&StepInfo::FIRST), Teacher::None | Teacher::Shared)
+    }
+
+    /// Whether it learns from another network.
+    pub(super) fn distills(&self) -> bool {
+        let objective = self.config.as_ref().map(|config| &config.objective);
+        matches!(objective, Some(ObjectiveConfig::Distill(_)))
+    }
+
+    /// Parameters of the heads, by the checkpoint at hand: their widths may follow from the images' classes or
+    /// from another network. None if none can be read.
+    pub(super) fn head_parameters(&self) -> Option<usize> {
+        let config = self.config.as_ref()?;
+        let checkpoint = Checkpoint::open(&self.checkpoint()?).ok()?;
+        let (_, backbone) = config.model.backbone.build(0.0);
+        let (network, _) = config.network(&Device::Cpu, 0);
+        let statistics = network.specs().iter().filter(|spec| spec.role == Role::Buffer);
+        let others: HashSet<&str> =
+            backbone.iter().chain(statistics).map(|spec| spec.name.as_str()).collect();
+        let tensors = checkpoint.file().tensors().iter();
+        let of_heads = tensors.filter(|tensor| {
+            let name = tensor.name.strip_prefix("student.");
+            name.is_some_and(|name| !others.contains(name))
+        });
+        Some(of_heads.map(|tensor| tensor.shape.iter().product::<usize>()).sum())
     }
 
     /// Whether it is the teacher that is evaluated, if there is one.
