@@ -79,7 +79,11 @@ pub(super) fn key_figures(run: &Run) -> String {
 
 fn knn(run: &Run) -> Option<Tile> {
     let best = run.metrics.best_knn()?;
-    let mut note = format!("k = {}, after epoch {}", best.knn_k, best.epoch);
+    let when = match best.step {
+        0 => "of the weights that it began with".into(),
+        _ => format!("after epoch {}", best.epoch),
+    };
+    let mut note = format!("k = {}, {when}", best.knn_k);
     if let Some(untrained) = run.untrained_top1() {
         note.push_str(&format!("; untrained {untrained:.1} %"));
     }
@@ -169,6 +173,7 @@ mod tests {
     use super::*;
     use crate::report::run::{evaluated, example};
     use esvit_train::objective::esvit::EsvitConfig;
+    use esvit_train::run::KnnMetrics;
 
     /// Name, value, unit and note of every tile.
     fn tiles_of(html: &str) -> Vec<[String; 4]> {
@@ -204,6 +209,10 @@ mod tests {
             );
         }
         assert_eq!(tiles.len(), 7);
+        let start = KnnMetrics { step: 0, epoch: 0, knn_top1: 40.0, ..run.metrics.knn[0] };
+        run.metrics.knn.insert(0, start);
+        let kept = "k = 10, of the weights that it began with; untrained 14.5 %";
+        assert_eq!(tiles_of(&key_figures(&run))[0][1..], ["40.0", "%", kept]);
         run.metrics.steps.iter_mut().for_each(|line| line.max_mem = 700.4);
         assert_eq!(tiles_of(&key_figures(&run))[6][1..3], ["700", "MiB"]);
         // What is not known is left out.

@@ -11,7 +11,7 @@ use esvit_files::read_regular;
 use esvit_nn::Device;
 use esvit_nn::params::Role;
 use esvit_train::Config;
-use esvit_train::checkpoint::Checkpoint;
+use esvit_train::checkpoint::{Best, Checkpoint};
 use esvit_train::config_text::Origin;
 use esvit_train::objective::{ObjectiveConfig, StepInfo, Teacher};
 use esvit_train::run::RunFolder;
@@ -55,9 +55,11 @@ pub(super) struct CheckpointFile {
     pub(super) bytes: u64,
     /// `[steps, epochs]` done, or why they are unknown.
     pub(super) state: Result<[u64; 2], String>,
+    /// The best check of the run by then.
+    pub(super) best: Option<Best>,
 }
 
-const BEST: &str = "best.safetensors";
+pub(super) const BEST: &str = "best.safetensors";
 
 impl Run {
     /// Reads everything that can be read.
@@ -114,6 +116,11 @@ impl Run {
     pub(super) fn checkpoint(&self) -> Option<PathBuf> {
         let file = self.checkpoints.iter().find(|file| file.state.is_ok())?;
         Some(self.path.join("checkpoints").join(&file.name))
+    }
+
+    /// The check of the best checkpoint.
+    pub(super) fn best(&self) -> Option<Best> {
+        self.checkpoints.first().filter(|file| file.name == BEST)?.best
     }
 
     /// Whether a teacher is made from the student while it learns. True if the settings cannot be
@@ -250,12 +257,14 @@ impl Reader<'_> {
             let about = std::fs::metadata(&path);
             let bytes = about.as_ref().map_or(0, |about| about.len());
             if about.is_ok_and(|about| !about.is_file()) {
-                return CheckpointFile { name, bytes, state: Err("not a regular file".into()) };
+                let state = Err("not a regular file".into());
+                return CheckpointFile { name, bytes, state, best: None };
             }
-            let state = Checkpoint::open(&path)
-                .and_then(|file| file.run().map(|run| [run.step, run.epoch]))
-                .map_err(|error| error.to_string());
-            CheckpointFile { name, bytes, state }
+            let read = Checkpoint::open(&path)
+                .and_then(|file| file.run().map(|run| ([run.step, run.epoch], run.best)));
+            let best = read.as_ref().ok().and_then(|(_, best)| *best);
+            let state = read.map(|(state, _)| state).map_err(|error| error.to_string());
+            CheckpointFile { name, bytes, state, best }
         };
         let mut files: Vec<CheckpointFile> = names.map(file).collect();
         // The best first; the others are named by step.
@@ -556,7 +565,8 @@ mod tests {
         );
         assert_eq!(files[0].bytes, 2);
         // The one to look at is the first that can be read.
-        let file = |name: &str, state| CheckpointFile { name: name.into(), bytes: 2, state };
+        let file =
+            |name: &str, state| CheckpointFile { name: name.into(), bytes: 2, state, best: None };
         let mut run = example();
         run.checkpoints = vec![file("best", Err("broken".into())), file("step", Ok([1, 1]))];
         assert_eq!(run.checkpoint(), Some("runs/x/checkpoints/step".into()));

@@ -162,6 +162,8 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
     /// The last k-NN check of this session.
     pub knn: Option<KnnMetrics>,
+    /// That of the weights which the run began with, before its first step.
+    pub knn_at_start: Option<KnnMetrics>,
     /// How often the other crop of an image was found before the first step of the run, and at last.
     pub retrieval: Option<[RetrievalMetrics; 2]>,
     /// The best check of the run, of all sessions. Of step 0 it is that of the weights which it began with.

@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::folder::RunFolder;
 use super::images::ImageSet;
 use super::metrics_log::{
-    EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, peak_memory, untrained,
+    EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, before_first_step,
+    peak_memory,
 };
 use super::settle::{StepTime, steps_within};
 use super::start::Started;
@@ -51,6 +52,8 @@ pub(super) struct Session<'a> {
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
+    /// That of weights which the run began with.
+    first_knn: Option<KnnMetrics>,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
 }
@@ -92,7 +95,7 @@ impl<'a> Session<'a> {
             MetricsLog::closed()
         };
         let measure = if knn.is_some() { Measure::Knn } else { Measure::Retrieval };
-        let found = [untrained(&folder), None];
+        let (first_found, first_knn) = before_first_step(&folder);
         let mut session = Self {
             config,
             folder,
@@ -111,7 +114,8 @@ impl<'a> Session<'a> {
             saved: (!newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
-            found,
+            first_knn,
+            found: [first_found, None],
         };
         for note in notes {
             session.note(&note)?;
@@ -377,6 +381,9 @@ impl<'a> Session<'a> {
         self.log.knn(&figures)?;
         self.observer.notice(&Event::Knn(&figures));
         self.last_knn = Some(figures);
+        if done == 0 {
+            self.first_knn = Some(figures);
+        }
         Ok(Some(accuracy.top1))
     }
 
@@ -442,6 +449,7 @@ impl<'a> Session<'a> {
             session_steps: step - self.plan.first_step,
             checkpoint: self.newest.clone(),
             knn: self.last_knn,
+            knn_at_start: self.first_knn,
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
             best: self.best,
             training,

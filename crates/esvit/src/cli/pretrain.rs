@@ -15,7 +15,7 @@ use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::checkpoint::{CheckpointError, Measure};
+use esvit_train::checkpoint::CheckpointError;
 use esvit_train::run::{
     End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
 };
@@ -474,6 +474,7 @@ fn report(
         let steps = counted(outcome.session_steps as usize, "step");
         output.note(format!("{steps} in {}", clock(outcome.training)));
     }
+    let kept = outcome.best.and_then(|best| best.of_beginning());
     if let Some([first, last]) = outcome.retrieval {
         let (before, after) = (first.retrieval_top1, last.retrieval_top1);
         output.note(format!(
@@ -483,7 +484,7 @@ fn report(
         ));
         // Among few images, chance alone moves it by more than training does. Labels judge better, and of
         // weights to begin with more is said below.
-        let is_told = outcome.best.is_some_and(|best| best.step == Some(0));
+        let is_told = kept.is_some();
         if task.is_none() && after <= before && last.retrieval_images >= 100 && !is_told {
             output.warning(
                 "the network tells these images apart no better than before training\n\
@@ -491,17 +492,8 @@ fn report(
             );
         }
     }
-    if let Some(best) = outcome.best.filter(|best| best.step == Some(0)) {
-        let measure = match best.by {
-            Measure::Knn => "k-NN accuracy",
-            Measure::Retrieval => "images whose other crop is found",
-        };
-        output.warning(format!(
-            "no network of this run was better on these images than the one that it began with ({measure}: \
-             {:.1} %), which is kept as `best.safetensors`\n\
-             hint: use it as it is, train longer (`--time`), or lower `optim.lr`",
-            best.top1
-        ));
+    if let Some(kept) = kept {
+        output.warning(kept);
     }
     if let Some(task) = task.filter(|_| outcome.end == End::Finished) {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
@@ -509,7 +501,9 @@ fn report(
         let network = NetworkArgs::on(config.train.device.parse()?);
         let choice = BackboneArgs { checkpoint, network };
         let backbone = choice.open(output)?;
-        let measured = eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        let mut measured =
+            eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        outcome.knn_at_start.iter().for_each(|first| measured.add_start(first));
         if json {
             result["knn"] = measured.report();
         } else {
