@@ -76,7 +76,7 @@ pub struct Options<'a> {
     pub environment: serde_json::Value,
     /// Receives the events of the run.
     pub observer: &'a mut dyn Observer,
-    /// Measures the k-NN accuracy of the teacher, or of the student if there is none.
+    /// Measures the k-NN accuracy of the network that the objective evaluates.
     pub knn: Option<&'a mut Check<'a, KnnAccuracy>>,
     /// Measures, before the first step too, how often the other crop of an image is found. It
     /// chooses the best checkpoint where there is no k-NN accuracy; weights that a run begins with count as one.

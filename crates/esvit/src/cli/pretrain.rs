@@ -52,8 +52,8 @@ pub(super) struct Pretrain {
     /// Initialize from the weights in this file, or of this run; everything else starts afresh.
     #[arg(long, value_name = "PATH", conflicts_with = "continue_from", value_parser = run_or_file())]
     init_from: Option<PathBuf>,
-    /// Network of `--init-from` to take, such as `student` [default: the teacher, or the only
-    /// network; student and teacher of a run each from their own]
+    /// Network of `--init-from` to take, such as `student` [default: the one that its method evaluates, or
+    /// the only one; student and teacher of a run each from their own]
     #[arg(long, value_name = "NAME", requires = "init_from")]
     key: Option<String>,
     /// Continue in a new folder from the full state of a checkpoint, or of the newest one of a run,

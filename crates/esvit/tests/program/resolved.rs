@@ -40,6 +40,19 @@ fn the_recipe_follows_from_the_images() {
     assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
 }
 
+/// As docs/recipes.md says.
+#[test]
+fn every_other_objective_brings_its_recipe() {
+    let place = Place::new();
+    for name in ObjectiveConfig::NAMES.iter().filter(|name| **name != "esvit") {
+        let [by_recipe, by_objective] = ["--recipe", "--objective"].map(|option| {
+            place.well(&format!("config --data photos {option} {name} --json")).json()
+        });
+        assert_eq!(by_objective, by_recipe, "{name}");
+        assert_eq!(by_objective["objective"]["name"], *name);
+    }
+}
+
 #[test]
 fn later_settings_win_over_earlier_ones() {
     let place = Place::new();
