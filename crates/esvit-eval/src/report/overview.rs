@@ -37,13 +37,16 @@ pub(super) fn summary(run: &Run) -> String {
     };
     let backbone = &config.model.backbone;
     format!(
-        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {}, {} images per step.",
+        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {}, {} per step.",
         backbone.family(),
         escape(&config.model.arch),
         backbone.describe(),
         objective(&config.objective),
         config.train.length(),
-        grouped(config.train.batch_size as i64),
+        match config.train.batch_size {
+            1 => "1 image".to_owned(),
+            batch => format!("{} images", grouped(batch as i64)),
+        },
     )
 }
 
@@ -235,6 +238,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+        run.config.as_mut().unwrap().train.batch_size = 1;
+        assert!(summary(&run).ends_with("4 epochs, 1 image per step."), "{}", summary(&run));
         let config = run.config.as_mut().unwrap();
         config.objective =
             ObjectiveConfig::Esvit(EsvitConfig { region: false.into(), ..EsvitConfig::default() });

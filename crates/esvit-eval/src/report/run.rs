@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esvit_data::Source;
+use esvit_data::{Source, counted};
 use esvit_files::read_regular;
 use esvit_nn::Device;
 use esvit_nn::params::Role;
@@ -81,7 +81,8 @@ impl Run {
         let metrics = Metrics::parse(&reader.text("metrics.jsonl").unwrap_or_default());
         if metrics.unreadable > 0 {
             let count = metrics.unreadable;
-            reader.problems.push(format!("`metrics.jsonl`: {count} lines cannot be read"));
+            let lines = counted(count, "line");
+            reader.problems.push(format!("`metrics.jsonl`: {lines} cannot be read"));
         }
         let epochs = reader.text("log.txt").map_or(0, |text| epochs_done(&text));
         let evaluations =
@@ -494,7 +495,7 @@ mod tests {
         for part in [
             "`config.toml` is missing",
             "`env.json`: ",
-            "`metrics.jsonl`: 1 lines",
+            "`metrics.jsonl`: 1 line cannot",
             "`log.txt` is missing",
         ] {
             assert!(ok_or_record.contains(part), "{ok_or_record}");

@@ -42,7 +42,8 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
 pub fn fewer_images(given: usize, batch: usize) -> Option<String> {
     (batch < given).then(|| {
         format!(
-            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
+            "a step has {} instead of {given} (`train.batch_size`): there are no more",
+            counted(batch, "image")
         )
     })
 }
@@ -211,6 +212,15 @@ mod tests {
             config.train.precision = given;
             assert_eq!(settled(&config, &source, 1).train.precision, expected.into());
         }
+    }
+
+    #[test]
+    fn fewer_images_are_counted() {
+        let said = |batch| fewer_images(8, batch).unwrap_or_default();
+        let of_setting = "instead of 8 (`train.batch_size`): there are no more";
+        assert_eq!(said(1), format!("a step has 1 image {of_setting}"));
+        assert_eq!(said(3), format!("a step has 3 images {of_setting}"));
+        assert_eq!(said(8), "");
     }
 
     /// Those of all processes are shared.
