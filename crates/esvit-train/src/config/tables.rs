@@ -407,7 +407,8 @@ impl OptimConfig {
         }
         let has_buffer = self.name != OptimizerKind::AdamW;
         let need = "`adamw` has no momentum buffer\n\
-                    hint: choose `optim.name=sgd`, `lars` or `larc`";
+                    hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`, `lars` or \
+                    `larc`";
         check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)?;
         let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
         check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)

@@ -85,6 +85,10 @@ fn settings_that_make_no_sense() {
     refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
     let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
     refuses(&place, &line("--epochs 2"), &twice);
+    // The recipe has given the other one of two that do not go together.
+    let adamw = ["hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`"];
+    refuses(&place, "pretrain --out new --objective simclr optim.name=adamw", &adamw);
+    place.well("config --objective simclr optim.name=adamw optim.lr_in_momentum=false");
     // What was typed is told, and whose it is.
     refuses(
         &place,
