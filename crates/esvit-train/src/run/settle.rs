@@ -228,8 +228,14 @@ mod tests {
     fn statistics_of_a_part_of_a_step() {
         let config = |arch: &str| {
             let arch = format!("model.arch={arch}");
-            let texts =
-                ["objective.name=mocov2", "train.batch_size=8", "train.micro_batch=2", &arch];
+            let texts = [
+                "objective.name=mocov2",
+                "views.global_size=32",
+                "views.local_counts=[0]",
+                "train.batch_size=8",
+                "train.micro_batch=2",
+                &arch,
+            ];
             let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
             Config::resolve(layers.into()).unwrap()
         };
