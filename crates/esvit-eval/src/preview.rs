@@ -49,7 +49,7 @@ pub enum PreviewError {
 /// Crops of several images.
 #[derive(Debug)]
 pub struct Crops {
-    /// Crops of each image, the two global ones first, as seen by the network (normalization
+    /// Crops of each image, the global ones first, as seen by the network (normalization
     /// undone).
     pub rows: Vec<Vec<Image>>,
     /// Images that could not be read.

@@ -121,11 +121,15 @@ fn residual_networks_are_exported() {
 #[test]
 fn families_that_a_target_does_not_have() {
     let folder = tempfile::tempdir().unwrap();
-    let refused = |config: BackboneConfig, target: Target, name: &str| {
+    let refused_for = |config: BackboneConfig, target: Target, name: &str, others: &str| {
         let out = folder.path().join(name);
         let error = write(&untrained_of(config), &out, &options(target)).unwrap_err().to_string();
-        assert!(!out.exists() && error.ends_with("hint: esvit and onnx can take it"), "{error}");
+        let hint = format!("hint: {others} can take it");
+        assert!(!out.exists() && error.ends_with(&hint), "{error}");
         error
+    };
+    let refused = |config: BackboneConfig, target: Target, name: &str| {
+        refused_for(config, target, name, "esvit and onnx")
     };
     let [pvt, cvt] = [BackboneConfig::Pvt(tiny_pvt()), BackboneConfig::Cvt(tiny_cvt())];
     let vil = BackboneConfig::Vil(tiny_vil());
@@ -143,10 +147,13 @@ fn families_that_a_target_does_not_have() {
         assert!(error.contains("selective kernels"), "{error}");
     }
     let narrow = || BackboneConfig::ResNet(tiny_resnet());
-    assert!(refused(narrow(), Target::Torchvision, "a.pth").contains("of other widths"));
-    assert!(refused(narrow(), Target::Timm, "a").contains("first convolution"));
+    let others = "transformers, esvit and onnx";
+    let of_widths = refused_for(narrow(), Target::Torchvision, "a.pth", others);
+    assert!(of_widths.contains("of other widths"));
+    assert!(refused_for(narrow(), Target::Timm, "a", others).contains("first convolution"));
     let eps = BackboneConfig::ResNet(ResNetConfig { norm_eps: 1e-3, ..resnet() });
-    assert!(refused(eps, Target::Transformers, "a").contains("`eps` of BatchNorm"));
+    let of_eps = refused_for(eps, Target::Transformers, "a", "timm, torchvision, esvit and onnx");
+    assert!(of_eps.contains("`eps` of BatchNorm"));
     for config in [pvt.clone(), narrow(), cvt, vil] {
         let backbone = untrained_of(config);
         for (target, name) in [(Target::Esvit, "b.pth"), (Target::Onnx, "b.onnx")] {

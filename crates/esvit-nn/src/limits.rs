@@ -98,7 +98,7 @@ pub(crate) fn check_work(
     count: usize,
     what: impl Display,
 ) -> Result<(), SettingError> {
-    let need = format!("{what}, the most is {PAIRS}");
+    let need = format!("{what}, the most is {PAIRS}\nhint: give a smaller `{key}`");
     check(count <= PAIRS, key, format_args!("{height} x {width}"), need)
 }
 

@@ -16,7 +16,7 @@ use crate::Config;
 use crate::config::ConfigError;
 use crate::config_text::{Layer, Origin, merge, parse_override};
 use crate::memory;
-use crate::objective::ObjectiveConfig;
+use crate::objective::{Chunking, ObjectiveConfig};
 use crate::run::{FOR_STEPS, RunError, settled, step_time};
 use crate::span::Time;
 
@@ -100,6 +100,10 @@ const NETWORKS: [Network; 3] = [
 /// such a width.
 const SIZES: [(usize, (usize, [u32; 2])); 3] =
     [(384, (64, [2048, 256])), (192, (32, [512, 128])), (0, (16, [256, 64]))];
+
+/// Images of a step at least where they are compared with each other or normalized together, if there are as
+/// many: of fewer, chance says more than they do.
+const TOGETHER: usize = 8;
 
 /// Side of the last map, in tokens, from which on both tasks count alike, as published.
 const MAP: usize = 7;
@@ -238,10 +242,15 @@ impl Chooser {
         let pace = network(&mut choosing, source, survey, time, stop)?;
 
         weights(&mut choosing)?;
-        let batch = choosing.config()?.train.batch_size;
+        let config = choosing.config()?;
+        let batch = config.train.batch_size;
         let rate = self.rate * (batch as f64 / 16.0).sqrt();
         choosing.set(&[format!("optim.lr={:?}", rate * crate::config::LR_BATCH / batch as f64)]);
         let reason = match images / 8 {
+            eighth if eighth.max(1) < batch && config.sees_all_at_once() => {
+                "batch normalization has their statistics"
+            }
+            eighth if eighth.max(1) < batch => "they are compared with each other",
             0 => "there are few images",
             eighth if eighth == batch => "an eighth of the images",
             _ => "a small batch makes more steps",
@@ -274,18 +283,21 @@ impl Chooser {
             let what = format!("length      {time}, about {}", counted(steps as usize, "step"));
             choosing.reasons.push(format!("{what}: `--time`, `--steps` and `--epochs` change it"));
         }
-        choosing.say(
-            "objective.head.out_dim",
-            "prototypes",
-            prototypes.to_string(),
-            &format!("for {}", counted(images, "image")),
-        );
-        choosing.say(
-            "objective.momentum_teacher",
-            "teacher",
-            format!("momentum {momentum}"),
-            &format!("for about {}", counted(steps as usize, "step")),
-        );
+        // Another objective passes over what is chosen for this one.
+        if let ObjectiveConfig::Esvit(_) = config.objective {
+            choosing.say(
+                "objective.head.out_dim",
+                "prototypes",
+                prototypes.to_string(),
+                &format!("for {}", counted(images, "image")),
+            );
+            choosing.say(
+                "objective.momentum_teacher",
+                "teacher",
+                format!("momentum {momentum}"),
+                &format!("for about {}", counted(steps as usize, "step")),
+            );
+        }
         if steps < SHORT && !self.goes_on {
             choosing.reasons.push(format!(
                 "a short run ({}): in its first thousand a network learns little",
@@ -431,7 +443,8 @@ fn configure(
         choosing.table.remove("model");
     }
     choosing.set(network);
-    let width = choosing.config()?.model.backbone.output_width();
+    let config = choosing.config()?;
+    let (width, least) = (config.model.backbone.output_width(), least_batch(&config));
     let (batch, [hidden, bottleneck]) = at_least(&SIZES, width);
     choosing.set(&[
         format!("views.global_size={side}"),
@@ -443,7 +456,7 @@ fn configure(
         "data.max_side=0".into(),
         format!("objective.head.hidden_dim={hidden}"),
         format!("objective.head.bottleneck_dim={bottleneck}"),
-        format!("train.batch_size={}", batch.min(images / 8).max(1)),
+        format!("train.batch_size={}", batch.min(images / 8).max(least.min(images)).max(1)),
     ]);
     let shrunk = SHRUNK * choosing.config()?.views.global_size;
     choosing.set(&[
@@ -451,6 +464,12 @@ fn configure(
         format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), images)),
     ]);
     choosing.config()
+}
+
+/// The fewest images of a step that are chosen.
+fn least_batch(config: &Config) -> usize {
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
+    if compares || config.sees_all_at_once() { TOGETHER } else { 1 }
 }
 
 /// A cache for so many images of a shorter side, in MiB: a quarter of the free memory at most.
@@ -566,6 +585,46 @@ mod tests {
             reasons.iter().any(|line| line.starts_with("a short run (900 steps)")),
             "{reasons:?}"
         );
+    }
+
+    /// Where images are compared with each other or normalized together, a step has several.
+    #[test]
+    fn steps_of_images_that_go_together() {
+        let least = |texts: &[&str]| {
+            let layers = texts.iter().map(|text| parse_override(text).unwrap());
+            least_batch(&Config::resolve(layers.collect()).unwrap())
+        };
+        for name in ["mocov3", "moby", "simclr", "byol", "swav", "dinov2"] {
+            let name = format!("objective.name={name}");
+            assert_eq!(least(&[&name, "model.arch=vit_micro"]), 8, "{name}");
+        }
+        assert_eq!(least(&["model.arch=resnet_micro"]), 8);
+        assert_eq!(least(&["objective.head.use_bn_in_head=true"]), 8);
+        assert_eq!(least(&["objective.name=mocov2"]), 1);
+        assert_eq!(least(&[]), 1);
+        let given = ["model.arch=resnet_micro", "train.steps=5"];
+        for (images, batch) in [(40, 8), (5, 5)] {
+            let (config, reasons) = chosen(&set(images, 40, [10, 20, 30]), &given);
+            assert_eq!(config.train.batch_size, batch);
+            let line = format!(
+                "batch       {batch} images a step: batch normalization has their statistics"
+            );
+            assert!(reasons.contains(&line), "{reasons:?}");
+        }
+    }
+
+    /// Another objective keeps its own settings, and nothing else is said.
+    #[test]
+    fn settings_that_are_not_taken_are_not_said() {
+        let given = ["objective.name=mocov2", "objective.queue_length=64", "train.steps=5"];
+        let (config, reasons) = chosen(&set(40, 40, [10, 20, 30]), &given);
+        let ObjectiveConfig::MocoV2(objective) = &config.objective else { panic!("MoCo-v2") };
+        assert_eq!((objective.momentum_teacher, config.views.global_size), (0.999, 32));
+        let says = |what: &str| reasons.iter().any(|line| line.starts_with(what));
+        assert!(says("network ") && says("batch "), "{reasons:?}");
+        for what in ["prototypes ", "teacher ", "tasks "] {
+            assert!(!says(what), "{reasons:?}");
+        }
     }
 
     #[test]

@@ -101,6 +101,22 @@ pub struct Best {
 }
 
 impl Best {
+    /// What is said where no network of a run was better than the weights that it began with.
+    pub fn of_beginning(&self) -> Option<String> {
+        let measure = match self.by {
+            Measure::Knn => "k-NN accuracy",
+            Measure::Retrieval => "images whose other crop is found",
+        };
+        (self.step == Some(0)).then(|| {
+            format!(
+                "no network of this run was better on these images than the one that it began with \
+                 ({measure}: {:.1} %), which is kept as `best.safetensors`\n\
+                 hint: use it as it is, train longer (`--time`), or lower `optim.lr`",
+                self.top1
+            )
+        })
+    }
+
     /// Whether it was measured of the state that has this metadata.
     pub fn is_of(&self, metadata: &Metadata, steps_per_epoch: u64) -> bool {
         match self.step {

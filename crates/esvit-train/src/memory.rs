@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use esvit_data::counted;
 use esvit_nn::ops::EXPONENTIALS_BYTES;
 use esvit_nn::params::Role;
 use esvit_nn::{Device, ForwardCtx};
@@ -159,45 +160,94 @@ pub struct Fit {
 }
 
 /// A number of bytes, in a unit that shows it.
-fn size(bytes: f64) -> String {
-    if bytes >= 1e9 { format!("{:.1} GB", bytes / 1e9) } else { format!("{:.0} MB", bytes / 1e6) }
+pub fn size(bytes: f64) -> String {
+    match bytes {
+        _ if bytes >= 1e9 => format!("{:.1} GB", bytes / 1e9),
+        _ if bytes >= 1e6 => format!("{:.0} MB", bytes / 1e6),
+        _ if bytes >= 1e3 => format!("{:.0} kB", bytes / 1e3),
+        _ => counted(bytes as usize, "byte"),
+    }
+}
+
+/// What makes a run take less memory whose micro-batches have so many images, for hints: the settings of which
+/// there may be less.
+pub fn savings(config: &Config, micro_batch: usize) -> String {
+    let batch = config.train.batch_size;
+    // Of images that are compared all are held; else a micro-batch may be the whole that can be split no more.
+    let compares = config.objective.settings().chunking() == Chunking::ByImage;
+    let least = least_images(config).iter().copied().min().unwrap_or(1);
+    let is_held = batch > least && (compares || micro_batch == batch);
+    let parts = [
+        is_held.then_some("a smaller batch (`train.batch_size`)"),
+        Some("a smaller network (`model.arch`)"),
+        config.objective.settings().less_memory(),
+        (config.data.cache_mb > 0).then_some("a smaller cache (`data.cache_mb`)"),
+    ];
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    let listed = match parts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => parts.concat(),
+    };
+    format!("{listed} takes less")
 }
 
 /// No micro-batch fits.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "one image at a time takes about {}, and {} were given\n\
-     hint: a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
-     smaller cache (`data.cache_mb`) take less",
+    "{} about {}, and {} were given\nhint: {savings}",
+    at_a_time(*images),
     size(*need),
     size(*given)
 )]
 pub struct DoesNotFit {
-    /// Bytes for one image at a time.
+    /// The fewest images that go through at a time.
+    pub images: usize,
+    /// Bytes for as many.
     pub need: f64,
     /// Bytes available.
     pub given: f64,
+    /// What takes less.
+    pub savings: String,
 }
 
-/// The largest micro-batch that divides the batch and fits into `bytes`. Activation
-/// checkpointing is turned on only when nothing fits without.
+fn at_a_time(images: usize) -> String {
+    match images {
+        1 => "one image at a time takes".into(),
+        _ => {
+            format!("{images} images at a time, the fewest that batch normalization is given, take")
+        }
+    }
+}
+
+/// Bounds from below of the images of a micro-batch, the first that can be kept first. Batch normalization
+/// of a single image compares it with nothing, and that of few with chance.
+fn least_images(config: &Config) -> &'static [usize] {
+    if config.sees_all_at_once() { &[8, 2] } else { &[1] }
+}
+
+/// The largest micro-batch that divides the batch and fits into `bytes`. Activation checkpointing is
+/// turned on only when nothing fits without; where batch normalization has the statistics of a
+/// micro-batch, also when fewer than eight images would. It never has those of one image of several.
 ///
 /// # Errors
-/// When not even one image at a time fits.
+/// When not even one image at a time fits, or two with batch normalization.
 pub fn fit(config: &Config, bytes: f64) -> Result<Fit, DoesNotFit> {
     let batch = config.train.batch_size;
     let mut config = config.clone();
-    let mut need = f64::INFINITY;
-    for activation_checkpointing in [config.train.activation_checkpointing, true] {
+    let (mut images, mut need) = (batch, f64::INFINITY);
+    let again = [config.train.activation_checkpointing, true];
+    let tries = least_images(&config).iter().flat_map(|&least| again.map(|again| (least, again)));
+    for (least, activation_checkpointing) in tries {
         config.train.activation_checkpointing = activation_checkpointing;
-        for micro_batch in (1..=batch).rev().filter(|&size| batch.is_multiple_of(size)) {
-            need = estimate(&config, micro_batch);
+        let sizes = (least.min(batch)..=batch).rev();
+        for micro_batch in sizes.filter(|&size| batch.is_multiple_of(size)) {
+            (images, need) = (micro_batch, estimate(&config, micro_batch));
             if need <= bytes {
                 return Ok(Fit { micro_batch, activation_checkpointing, bytes: need });
             }
         }
     }
-    Err(DoesNotFit { need, given: bytes })
+    Err(DoesNotFit { images, need, given: bytes, savings: savings(&config, images) })
 }
 
 #[cfg(test)]
@@ -259,6 +309,8 @@ mod tests {
         assert!(error.to_string().contains("1.0 GB were given"), "{error}");
         let error = fit(&recipe(), 4e7).unwrap_err();
         assert!(error.to_string().contains("40 MB were given"), "{error}");
+        let sizes = [1e9, 999e6, 1024.0, 999.0, 1.0].map(size);
+        assert_eq!(sizes, ["1.0 GB", "999 MB", "1 kB", "999 bytes", "1 byte"]);
     }
 
     /// Two stages of 8 and 16 values, two global crops of 32 pixels and a local one of 16, eight
@@ -529,6 +581,93 @@ mod tests {
         let next = need(2 * found.micro_batch, true);
         assert!(next > given, "{found:?} and {next}");
         let (need, given) = (need(1, true), need(1, true) - 1.0);
-        assert_eq!(fit(&config, given), Err(DoesNotFit { need, given }));
+        let savings = "a smaller network (`model.arch`), fewer prototypes (`objective.head.out_dim`) or a \
+                       smaller cache (`data.cache_mb`) takes less";
+        let savings = savings.to_owned();
+        assert_eq!(fit(&config, given), Err(DoesNotFit { images: 1, need, given, savings }));
+    }
+
+    /// Whatever a hint names is a setting of the objective, and less of it takes less memory.
+    #[test]
+    fn savings_are_settings_that_count() {
+        let cases = ObjectiveConfig::NAMES.iter().map(|name| (*name, "seed=0"));
+        let variants = [
+            ("byol", "objective.region.loss=softmax"),
+            ("distill", "objective.loss=prototypes"),
+            ("esvit", "objective.koleo=0.1"),
+        ];
+        for (name, setting) in cases.chain(variants) {
+            let arch = if name == "igpt" { "igpt_micro" } else { "swin_micro" };
+            let common = [
+                format!("objective.name={name}"),
+                format!("model.arch={arch}"),
+                "train.batch_size=4".into(),
+                "views.global_size=32".into(),
+                "views.local_counts=[0]".into(),
+                setting.into(),
+            ];
+            let with = |more: Option<String>| {
+                let texts = common.iter().chain(&more);
+                let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+                Config::resolve(layers.collect()).unwrap()
+            };
+            let config = with(None);
+            let (table, text) = (toml::Table::try_from(&config).unwrap(), savings(&config, 1));
+            let compares = config.objective.settings().chunking() == Chunking::ByImage;
+            assert_eq!(text.starts_with("a smaller batch"), compares, "{name}: {text}");
+            assert!(!text.contains(", or") && text.ends_with(" takes less"), "{text}");
+            let keys: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+            assert!(keys.contains(&"model.arch") && keys.contains(&"data.cache_mb"), "{text}");
+            for key in keys.into_iter().filter(|key| *key != "model.arch") {
+                let value = crate::config_text::value_of(&table, key);
+                let value = value.and_then(toml::Value::as_integer);
+                let value = value.unwrap_or_else(|| panic!("{name} has no {key}: {text}"));
+                let less = with(Some(format!("{key}={}", value / 2)));
+                assert!(estimate(&less, 1) < estimate(&config, 1), "{name}: {key}");
+            }
+        }
+        // A step that is not split can be made smaller, but for batch normalization not of one image.
+        let starts =
+            |config: &Config, images| savings(config, images).starts_with("a smaller batch");
+        let mut config = small();
+        assert_eq!([1, 8].map(|images| starts(&config, images)), [false, true]);
+        esvit(&mut config).head.use_bn_in_head = true;
+        (config.train.batch_size, config.data.cache_mb) = (2, 0);
+        assert!(!starts(&config, 2));
+        let words =
+            "a smaller network (`model.arch`) or fewer prototypes (`objective.head.out_dim`)";
+        assert!(savings(&config, 2).starts_with(words));
+    }
+
+    /// Eight images whose blocks are computed again rather than fewer, then two at least.
+    #[test]
+    fn batch_normalization_is_given_several_images() {
+        let mut config = small();
+        (config.train.batch_size, config.train.crops_per_forward) = (16, 0);
+        esvit(&mut config).head.use_bn_in_head = true;
+        let need = |images: usize, again: bool| {
+            let mut config = config.clone();
+            config.train.activation_checkpointing = again;
+            estimate(&config, images)
+        };
+        let fitted = |bytes: f64| {
+            fit(&config, bytes).map(|fit| (fit.micro_batch, fit.activation_checkpointing))
+        };
+        assert_eq!(fitted(need(16, false)), Ok((16, false)));
+        assert_eq!(fitted(need(8, false)), Ok((8, false)));
+        assert!(need(8, true) < need(8, false));
+        assert_eq!(fitted(need(8, true)), Ok((8, true)));
+        let (images, _) = fitted(need(8, true) - 1.0).unwrap();
+        assert!((2..8).contains(&images), "{images}");
+        let least = need(2, true);
+        assert_eq!(fitted(least), Ok((2, true)));
+        assert!(need(1, true) < least - 1.0, "a single image would fit");
+        let error = fitted(least - 1.0).unwrap_err();
+        assert_eq!((error.images, error.need), (2, least));
+        let words = "2 images at a time, the fewest that batch normalization is given, take about";
+        assert!(error.to_string().starts_with(words), "{error}");
+        // A batch of one has no other.
+        config.train.batch_size = 1;
+        assert_eq!(fit(&config, 1e12).unwrap().micro_batch, 1);
     }
 }

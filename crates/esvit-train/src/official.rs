@@ -30,7 +30,7 @@ pub enum OfficialError {
     /// The run has another objective.
     #[error(
         "`{path}` was trained with the objective `{objective}`, which EsViT's code does not have\n\
-         hint: `--format timm` exports its backbone",
+         hint: `--format esvit` without `--full` exports its backbone",
         path = path.display()
     )]
     Objective {

@@ -44,7 +44,7 @@ pub enum Policy {
 }
 
 settings! {
-    /// How an image is augmented into views: always two global ones, then local ones.
+    /// How an image is augmented into views: global ones, then local ones.
     ///
     /// Settings that a file lacks have the policy's values. All are written.
     ///
@@ -212,7 +212,7 @@ impl ViewsConfig {
         }
     }
 
-    /// Side of every view in order: the two global ones, then the local ones grouped by size.
+    /// Side of every view in order: the global ones, then the local ones grouped by size.
     pub fn sizes(&self) -> Vec<u32> {
         let locals = self.local_sizes.iter().zip(&self.local_counts);
         std::iter::repeat_n(self.global_size, self.global_count as usize)

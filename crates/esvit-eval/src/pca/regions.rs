@@ -117,7 +117,12 @@ pub fn region_map(
     let margin = f64::from(usual.resize) / f64::from(usual.crop.max(1));
     let shorter = (framing.size as f64 * margin).round() as u32;
     let sides @ [width, height] = framing.sides(image, backbone.config.least_side())?;
-    backbone.config.check_image("size", [height, width])?;
+    let checked = backbone.config.check_image("size", [height, width]);
+    checked.map_err(|error| match framing.whole {
+        // The whole of a long image is a long one, too.
+        true => SettingError { need: format!("{}, or leave out `--whole`", error.need), ..error },
+        false => error,
+    })?;
     let [shown_width, shown_height] = sides.map(|side| side as u32);
     let input = if framing.whole {
         resize(image, shown_width, shown_height, Interpolation::Bicubic)?

@@ -31,14 +31,21 @@ pub(super) fn figure(run: &Run) -> Figure {
     Ok((text, drawing))
 }
 
-/// What the crops are for, as far as the objective says.
+/// Which crops there are and what they are for, as far as the objective says.
 fn caption(run: &Run) -> String {
-    let teacher = if run.has_teacher() { ", which go to student and teacher" } else { "" };
-    let local = run.config.as_ref().is_none_or(|config| !config.views.local_sizes.is_empty());
-    let beside = if local { ", and beside them the local ones" } else { "" };
-    format!(
-        "Training crops of some images in the first epoch: the two global crops{teacher}{beside}."
-    )
+    let views = run.config.as_ref().map(|config| &config.views);
+    let count = views.map_or(2, |views| views.global_count as usize);
+    let local = views.is_none_or(|views| views.sizes().len() > count);
+    let [global, go, them] = match count {
+        1 => ["the global crop".to_owned(), "goes".into(), "it".into()],
+        2 => ["the two global crops".into(), "go".into(), "them".into()],
+        _ => [format!("the {count} global crops"), "go".into(), "them".into()],
+    };
+    let has_teacher = run.has_teacher() || run.distills();
+    let teacher =
+        if has_teacher { format!(", which {go} to student and teacher") } else { String::new() };
+    let beside = if local { format!(", and beside {them} the local ones") } else { String::new() };
+    format!("Training crops of some images in the first epoch: {global}{teacher}{beside}.")
 }
 
 /// The crops of one image: total size, and their top-left corners.
@@ -113,8 +120,17 @@ mod tests {
         );
         let config = run.config.as_mut().unwrap();
         config.objective = esvit_train::objective::ObjectiveConfig::named("supervised").unwrap();
-        config.views.local_sizes.clear();
+        config.views.local_counts = vec![0; config.views.local_counts.len()];
         assert!(caption(&run).ends_with(": the two global crops."), "{}", caption(&run));
+        run.config.as_mut().unwrap().views.global_count = 1;
+        assert!(caption(&run).ends_with(": the global crop."), "{}", caption(&run));
+        let config = run.config.as_mut().unwrap();
+        config.objective = esvit_train::objective::ObjectiveConfig::named("distill").unwrap();
+        let expected = ": the global crop, which goes to student and teacher.";
+        assert!(caption(&run).ends_with(expected), "{}", caption(&run));
+        run.config.as_mut().unwrap().views.global_count = 3;
+        let expected = ": the 3 global crops, which go to student and teacher.";
+        assert!(caption(&run).ends_with(expected), "{}", caption(&run));
     }
 
     #[test]

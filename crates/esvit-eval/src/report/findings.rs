@@ -9,7 +9,9 @@ const MIN_CHECKS: usize = 5;
 
 /// Problems of a run, as text with backticks; a next step follows `hint:`.
 pub(super) fn findings(run: &Run) -> Vec<String> {
-    let found = [not_finite(run), collapse(run), no_better(run), unfinished(run)];
+    // Of weights to begin with that stayed the best, the network untrained is no measure.
+    let learned = kept_beginning(run).or_else(|| no_better(run));
+    let found = [not_finite(run), collapse(run), learned, unfinished(run)];
     found.into_iter().flatten().collect()
 }
 
@@ -50,6 +52,10 @@ fn collapse(run: &Run) -> Option<String> {
     })
 }
 
+fn kept_beginning(run: &Run) -> Option<String> {
+    run.best()?.of_beginning()
+}
+
 fn no_better(run: &Run) -> Option<String> {
     let (best, untrained) = (run.metrics.best_knn()?.knn_top1, run.untrained_top1()?);
     let labels = run.config.as_ref().is_some_and(|c| c.objective.settings().needs_labels());
@@ -79,7 +85,8 @@ fn unfinished(run: &Run) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::run::{evaluated, example};
+    use crate::report::run::{BEST, CheckpointFile, evaluated, example};
+    use esvit_train::checkpoint::{Best, Measure};
 
     fn first_finding(run: &Run) -> String {
         findings(run).join("\n\n")
@@ -113,6 +120,23 @@ mod tests {
                 "{}",
                 first_finding(&run)
             );
+        }
+    }
+
+    /// Weights to begin with that stayed the best are told to be kept, and nothing of crops.
+    #[test]
+    fn what_a_run_began_with_may_be_kept() {
+        let mut run = example();
+        run.epochs = 4;
+        run.evaluations = vec![evaluated(2, 31.0, 30.0)];
+        for (step, kept) in [(0, true), (40, false)] {
+            let best = Some(Best { by: Measure::Knn, top1: 30.0, epoch: 0, step: Some(step) });
+            let (name, state) = (BEST.to_owned(), Ok([step, 0]));
+            run.checkpoints = vec![CheckpointFile { name, bytes: 2, state, best }];
+            let text = first_finding(&run);
+            let said = "no network of this run was better on these images than the one that it began \
+                        with (k-NN accuracy: 30.0 %)";
+            assert_eq!((text.starts_with(said), !text.contains("crops")), (kept, kept), "{text}");
         }
     }
 

@@ -6,6 +6,7 @@ use esvit_nn::Device;
 use esvit_nn::params::Role;
 use esvit_train::Config;
 use esvit_train::objective::ObjectiveConfig;
+use esvit_train::objective::distill::{DistillConfig, DistillSettings};
 
 use super::run::Run;
 use esvit_draw::escape;
@@ -36,13 +37,16 @@ pub(super) fn summary(run: &Run) -> String {
     };
     let backbone = &config.model.backbone;
     format!(
-        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {}, {} images per step.",
+        "{} <code>{}</code> ({}) trained with {} on {images}{repeat}: {}, {} per step.",
         backbone.family(),
         escape(&config.model.arch),
         backbone.describe(),
         objective(&config.objective),
         config.train.length(),
-        grouped(config.train.batch_size as i64),
+        match config.train.batch_size {
+            1 => "1 image".to_owned(),
+            batch => format!("{} images", grouped(batch as i64)),
+        },
     )
 }
 
@@ -52,6 +56,12 @@ fn objective(objective: &ObjectiveConfig) -> String {
             "L<sub>V</sub> + L<sub>R</sub>".into()
         }
         ObjectiveConfig::Esvit(_) => "L<sub>V</sub>".into(),
+        ObjectiveConfig::Distill(DistillConfig {
+            settings: DistillSettings { teacher: Some(teacher), .. },
+            ..
+        }) => {
+            format!("distillation from <code>{}</code>", escape(&teacher.display().to_string()))
+        }
         other => format!("<code>{}</code>", other.name()),
     }
 }
@@ -64,7 +74,7 @@ pub(super) fn key_figures(run: &Run) -> String {
         Some(steps(run)),
         training_time(run),
         speed(run),
-        run.config.as_ref().map(parameters),
+        run.config.as_ref().map(|config| parameters(run, config)),
         memory(run),
     ];
     tiles(figures.into_iter().flatten())
@@ -72,7 +82,11 @@ pub(super) fn key_figures(run: &Run) -> String {
 
 fn knn(run: &Run) -> Option<Tile> {
     let best = run.metrics.best_knn()?;
-    let mut note = format!("k = {}, after epoch {}", best.knn_k, best.epoch);
+    let when = match best.step {
+        0 => "of the weights that it began with".into(),
+        _ => format!("after epoch {}", best.epoch),
+    };
+    let mut note = format!("k = {}, {when}", best.knn_k);
     if let Some(untrained) = run.untrained_top1() {
         note.push_str(&format!("; untrained {untrained:.1} %"));
     }
@@ -114,16 +128,23 @@ fn speed(run: &Run) -> Option<Tile> {
     Some(Tile { name: "Speed", value, unit: "img/s", note })
 }
 
-fn parameters(config: &Config) -> Tile {
+fn parameters(run: &Run, config: &Config) -> Tile {
     let (network, _) = config.network(&Device::Cpu, 0);
-    let millions = |of_backbone: bool| -> String {
+    let count = |of_backbone: bool| -> usize {
         let specs = network.specs().iter();
         let specs = specs.filter(|spec| spec.role != Role::Buffer);
         let specs = specs.filter(|spec| spec.part.is_backbone() == of_backbone);
-        format!("{:.2}", specs.map(|spec| spec.len()).sum::<usize>() as f64 / 1e6)
+        specs.map(|spec| spec.len()).sum()
     };
-    let note = format!("heads {} M, not counted", millions(false));
-    Tile { name: "Parameters", value: millions(true), unit: "M", note }
+    let millions = |count: usize| format!("{:.2}", count as f64 / 1e6);
+    // Without a checkpoint, heads that depend on more than the settings are not known.
+    let depends = run.distills() || config.objective.settings().needs_labels();
+    let heads = run.head_parameters().or_else(|| (!depends).then(|| count(false)));
+    let note = match heads {
+        Some(heads) => format!("heads {} M, not counted", millions(heads)),
+        None => "heads not counted".into(),
+    };
+    Tile { name: "Parameters", value: millions(count(true)), unit: "M", note }
 }
 
 fn memory(run: &Run) -> Option<Tile> {
@@ -155,6 +176,7 @@ mod tests {
     use super::*;
     use crate::report::run::{evaluated, example};
     use esvit_train::objective::esvit::EsvitConfig;
+    use esvit_train::run::KnnMetrics;
 
     /// Name, value, unit and note of every tile.
     fn tiles_of(html: &str) -> Vec<[String; 4]> {
@@ -190,6 +212,10 @@ mod tests {
             );
         }
         assert_eq!(tiles.len(), 7);
+        let start = KnnMetrics { step: 0, epoch: 0, knn_top1: 40.0, ..run.metrics.knn[0] };
+        run.metrics.knn.insert(0, start);
+        let kept = "k = 10, of the weights that it began with; untrained 14.5 %";
+        assert_eq!(tiles_of(&key_figures(&run))[0][1..], ["40.0", "%", kept]);
         run.metrics.steps.iter_mut().for_each(|line| line.max_mem = 700.4);
         assert_eq!(tiles_of(&key_figures(&run))[6][1..3], ["700", "MiB"]);
         // What is not known is left out.
@@ -212,6 +238,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+        run.config.as_mut().unwrap().train.batch_size = 1;
+        assert!(summary(&run).ends_with("4 epochs, 1 image per step."), "{}", summary(&run));
         let config = run.config.as_mut().unwrap();
         config.objective =
             ObjectiveConfig::Esvit(EsvitConfig { region: false.into(), ..EsvitConfig::default() });
@@ -224,8 +252,26 @@ mod tests {
             text.contains("1,200 built-in images") && !text.contains("L<sub>R</sub>"),
             "{text}"
         );
+        let teacher = Some("a & b.safetensors".into());
+        let distill = DistillSettings { teacher, ..DistillSettings::default() };
+        run.config.as_mut().unwrap().objective = ObjectiveConfig::Distill(distill.into());
+        let text = summary(&run);
+        let part = "trained with distillation from <code>a &amp; b.safetensors</code> on 1,200";
+        assert!(text.contains(part), "{text}");
         run.config = None;
         assert!(summary(&run).contains("cannot be read"));
+    }
+
+    /// They follow from the classes or the teacher, and not from the settings alone.
+    #[test]
+    fn heads_that_are_not_known_are_not_told() {
+        let mut run = example();
+        for (name, is_known) in [("esvit", true), ("supervised", false), ("distill", false)] {
+            let config = run.config.as_mut().unwrap();
+            config.objective = ObjectiveConfig::named(name).unwrap();
+            let note = parameters(&run, run.config.as_ref().unwrap()).note;
+            assert_eq!(note != "heads not counted", is_known, "{name}: {note}");
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Reads a run folder, as far as possible.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esvit_data::Source;
+use esvit_data::{Source, counted};
 use esvit_files::read_regular;
 use esvit_nn::Device;
+use esvit_nn::params::Role;
 use esvit_train::Config;
-use esvit_train::checkpoint::Checkpoint;
+use esvit_train::checkpoint::{Best, Checkpoint};
 use esvit_train::config_text::Origin;
 use esvit_train::objective::{ObjectiveConfig, StepInfo, Teacher};
 use esvit_train::run::RunFolder;
@@ -53,9 +55,11 @@ pub(super) struct CheckpointFile {
     pub(super) bytes: u64,
     /// `[steps, epochs]` done, or why they are unknown.
     pub(super) state: Result<[u64; 2], String>,
+    /// The best check of the run by then.
+    pub(super) best: Option<Best>,
 }
 
-const BEST: &str = "best.safetensors";
+pub(super) const BEST: &str = "best.safetensors";
 
 impl Run {
     /// Reads everything that can be read.
@@ -77,7 +81,8 @@ impl Run {
         let metrics = Metrics::parse(&reader.text("metrics.jsonl").unwrap_or_default());
         if metrics.unreadable > 0 {
             let count = metrics.unreadable;
-            reader.problems.push(format!("`metrics.jsonl`: {count} lines cannot be read"));
+            let lines = counted(count, "line");
+            reader.problems.push(format!("`metrics.jsonl`: {lines} cannot be read"));
         }
         let epochs = reader.text("log.txt").map_or(0, |text| epochs_done(&text));
         let evaluations =
@@ -114,12 +119,41 @@ impl Run {
         Some(self.path.join("checkpoints").join(&file.name))
     }
 
+    /// The check of the best checkpoint.
+    pub(super) fn best(&self) -> Option<Best> {
+        self.checkpoints.first().filter(|file| file.name == BEST)?.best
+    }
+
     /// Whether a teacher is made from the student while it learns. True if the settings cannot be
     /// read.
     pub(super) fn has_teacher(&self) -> bool {
         let Some(config) = &self.config else { return true };
         let (_, objective) = config.network(&Device::Cpu, 0);
         !matches!(objective.teacher(&StepInfo::FIRST), Teacher::None | Teacher::Shared)
+    }
+
+    /// Whether it learns from another network.
+    pub(super) fn distills(&self) -> bool {
+        let objective = self.config.as_ref().map(|config| &config.objective);
+        matches!(objective, Some(ObjectiveConfig::Distill(_)))
+    }
+
+    /// Parameters of the heads, by the checkpoint at hand: their widths may follow from the images' classes or
+    /// from another network. None if none can be read.
+    pub(super) fn head_parameters(&self) -> Option<usize> {
+        let config = self.config.as_ref()?;
+        let checkpoint = Checkpoint::open(&self.checkpoint()?).ok()?;
+        let (_, backbone) = config.model.backbone.build(0.0);
+        let (network, _) = config.network(&Device::Cpu, 0);
+        let statistics = network.specs().iter().filter(|spec| spec.role == Role::Buffer);
+        let others: HashSet<&str> =
+            backbone.iter().chain(statistics).map(|spec| spec.name.as_str()).collect();
+        let tensors = checkpoint.file().tensors().iter();
+        let of_heads = tensors.filter(|tensor| {
+            let name = tensor.name.strip_prefix("student.");
+            name.is_some_and(|name| !others.contains(name))
+        });
+        Some(of_heads.map(|tensor| tensor.shape.iter().product::<usize>()).sum())
     }
 
     /// Whether it is the teacher that is evaluated, if there is one.
@@ -224,12 +258,14 @@ impl Reader<'_> {
             let about = std::fs::metadata(&path);
             let bytes = about.as_ref().map_or(0, |about| about.len());
             if about.is_ok_and(|about| !about.is_file()) {
-                return CheckpointFile { name, bytes, state: Err("not a regular file".into()) };
+                let state = Err("not a regular file".into());
+                return CheckpointFile { name, bytes, state, best: None };
             }
-            let state = Checkpoint::open(&path)
-                .and_then(|file| file.run().map(|run| [run.step, run.epoch]))
-                .map_err(|error| error.to_string());
-            CheckpointFile { name, bytes, state }
+            let read = Checkpoint::open(&path)
+                .and_then(|file| file.run().map(|run| ([run.step, run.epoch], run.best)));
+            let best = read.as_ref().ok().and_then(|(_, best)| *best);
+            let state = read.map(|(state, _)| state).map_err(|error| error.to_string());
+            CheckpointFile { name, bytes, state, best }
         };
         let mut files: Vec<CheckpointFile> = names.map(file).collect();
         // The best first; the others are named by step.
@@ -459,7 +495,7 @@ mod tests {
         for part in [
             "`config.toml` is missing",
             "`env.json`: ",
-            "`metrics.jsonl`: 1 lines",
+            "`metrics.jsonl`: 1 line cannot",
             "`log.txt` is missing",
         ] {
             assert!(ok_or_record.contains(part), "{ok_or_record}");
@@ -530,7 +566,8 @@ mod tests {
         );
         assert_eq!(files[0].bytes, 2);
         // The one to look at is the first that can be read.
-        let file = |name: &str, state| CheckpointFile { name: name.into(), bytes: 2, state };
+        let file =
+            |name: &str, state| CheckpointFile { name: name.into(), bytes: 2, state, best: None };
         let mut run = example();
         run.checkpoints = vec![file("best", Err("broken".into())), file("step", Ok([1, 1]))];
         assert_eq!(run.checkpoint(), Some("runs/x/checkpoints/step".into()));

@@ -116,31 +116,35 @@ pub enum ExportError {
     /// The target supports only one window size for all stages.
     #[error(
         "{target} has windows of one size in all stages, this backbone has {windows:?}\n\
-         hint: timm, esvit and onnx can take it"
+         hint: {others} can take it"
     )]
     Windows {
         /// The target.
         target: Target,
         /// Window size of each stage.
         windows: Vec<usize>,
+        /// The targets that have such networks.
+        others: String,
     },
     /// The target has no such networks.
-    #[error(
-        "{target} has no networks of this family with {lacks}\nhint: timm, esvit and onnx can take it"
-    )]
+    #[error("{target} has no networks of this family with {lacks}\nhint: {others} can take it")]
     Lacks {
         /// The target.
         target: Target,
         /// What it lacks.
         lacks: &'static str,
+        /// The targets that have such networks.
+        others: String,
     },
     /// The target has no networks of the family, or none of this shape.
-    #[error("{target} has no {what}\nhint: esvit and onnx can take it")]
+    #[error("{target} has no {what}\nhint: {others} can take it")]
     Family {
         /// The target.
         target: Target,
         /// What it has not.
         what: String,
+        /// The targets that have such networks.
+        others: String,
     },
     /// ONNX graphs are not stored in bf16.
     #[error(
@@ -287,47 +291,67 @@ pub fn write(
     Ok(vec![out.into()])
 }
 
-/// Whether the target has networks of this shape.
+/// What a target does not have.
+enum Lack {
+    /// Windows of several sizes.
+    Windows(Vec<usize>),
+    /// A part of networks of the family.
+    Part(&'static str),
+    /// The family, or networks of it of some form.
+    Form(String),
+}
+
+/// Checks that the target has networks of this shape.
 fn check_target(config: &BackboneConfig, target: Target) -> Result<(), ExportError> {
+    let Some(lack) = lack_of(target, config) else { return Ok(()) };
+    let takes = |(_, target): &(&str, Target)| lack_of(*target, config).is_none();
+    let others: Vec<&str> = Target::ALL.into_iter().filter(takes).map(|(name, _)| name).collect();
+    let others = match others.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => "nothing".into(),
+    };
+    Err(match lack {
+        Lack::Windows(windows) => ExportError::Windows { target, windows, others },
+        Lack::Part(lacks) => ExportError::Lacks { target, lacks, others },
+        Lack::Form(what) => ExportError::Family { target, what, others },
+    })
+}
+
+/// What a target lacks for networks of this shape.
+fn lack_of(target: Target, config: &BackboneConfig) -> Option<Lack> {
     match config {
         BackboneConfig::Swin(model) => {
             let windows = model.windows();
             let is_uneven = windows.iter().any(|window| *window != windows[0]);
-            if is_uneven && matches!(target, Target::Torchvision | Target::Transformers) {
-                return Err(ExportError::Windows { target, windows });
-            }
+            let needs_even = matches!(target, Target::Torchvision | Target::Transformers);
+            (is_uneven && needs_even).then_some(Lack::Windows(windows))
         }
         BackboneConfig::Vit(model) => {
             let is_plain = model.prefix() == 1 && !model.layer_scale;
             if !is_plain && target == Target::Torchvision {
-                let lacks = "registers, distillation token or LayerScale";
-                return Err(ExportError::Lacks { target, lacks });
+                return Some(Lack::Part("registers, distillation token or LayerScale"));
             }
-            if let Some(what) = vit::missing(model, target) {
-                let what = format!("vision transformers with {what}");
-                return Err(ExportError::Family { target, what });
-            }
+            let what = vit::missing(model, target);
+            what.map(|what| Lack::Form(format!("vision transformers with {what}")))
         }
         BackboneConfig::ResNet(model) => {
-            if let Some(what) = missing_resnet(model, target) {
-                return Err(ExportError::Family { target, what: what.into() });
-            }
+            missing_resnet(model, target).map(|what| Lack::Form(what.into()))
         }
         BackboneConfig::Pvt(_)
         | BackboneConfig::Cvt(_)
         | BackboneConfig::Vil(_)
         | BackboneConfig::Igpt(_) => {
             if !matches!(target, Target::Esvit | Target::Onnx) {
-                let what = match config.family() {
+                return Some(Lack::Form(match config.family() {
                     // timm has version 2.
                     Family::Pvt => "PVT of version 1".into(),
                     family => format!("{family} networks"),
-                };
-                return Err(ExportError::Family { target, what });
+                }));
             }
+            None
         }
     }
-    Ok(())
 }
 
 /// What a target has not of a ResNet of this shape.

@@ -2,6 +2,7 @@
 
 mod former;
 pub mod listing;
+mod other_objective;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::recipe;
 use tables::{above_zero, at_least_one};
 
 pub use crate::config_text::ConfigError as TextError;
+pub use other_objective::OtherObjective;
 pub use tables::{
     CheckpointConfig, DataConfig, KnnConfig, LR_BATCH, ModelConfig, OptimConfig, PrecisionChoice,
     TrainConfig,
@@ -85,6 +87,9 @@ pub enum ConfigError {
         /// What there is.
         known: String,
     },
+    /// A setting is one of another objective.
+    #[error("{0}")]
+    OtherObjective(Box<OtherObjective>),
     /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -154,6 +159,7 @@ impl Config {
             table.insert("arch".into(), model.arch.clone().into());
         }
         let objective = objective(&mut layers)?;
+        let chosen = objective.name();
         let policy = layers
             .iter()
             .rev()
@@ -164,7 +170,8 @@ impl Config {
             _ => Policy::default(),
         };
         let schema = Schema::of(&Self::with(model, objective, policy))?;
-        let config: Self = config_text::resolve(&schema, &layers)?;
+        let config: Self = config_text::resolve(&schema, &layers)
+            .map_err(|error| other_objective::explained(error, chosen, &layers))?;
         config.validate()?;
         Ok(config)
     }
@@ -262,8 +269,8 @@ impl Config {
         }
     }
 
-    /// Checks that all is there that training needs besides valid settings, such as a teacher, or a backbone
-    /// that suits the objective.
+    /// Checks that all is there that training needs besides valid settings, such as a teacher, a backbone
+    /// that suits the objective, or images to compare.
     ///
     /// # Errors
     /// Names the setting that lacks something.
@@ -271,7 +278,23 @@ impl Config {
         let objective = self.objective.settings();
         let suits = objective.check_backbone(&self.model.backbone);
         let ready = suits.and_then(|()| objective.check_ready());
-        Ok(ready.map_err(|error| error.within("objective"))?)
+        ready.map_err(|error| error.within("objective"))?;
+        self.check_batch()
+    }
+
+    /// Checks that a step has images to compare, where its objective compares them.
+    ///
+    /// # Errors
+    /// When it has a single one.
+    pub(crate) fn check_batch(&self) -> Result<(), ConfigError> {
+        let (batch, objective) = (self.train.batch_size, &self.objective);
+        let compares = objective.settings().chunking() == Chunking::ByImage;
+        let need = format!(
+            "`{}` compares the images of a step with each other, and one alone teaches nothing\n\
+             hint: a step needs 2 of them at least, or better as many as the memory holds",
+            objective.name()
+        );
+        Ok(check(batch > 1 || !compares, "train.batch_size", batch, need)?)
     }
 
     /// Checks each table, then their combinations.

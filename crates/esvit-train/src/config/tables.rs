@@ -220,8 +220,10 @@ settings! {
         /// Images of an optimizer step, over all processes.
         pub batch_size: usize = 64,
         /// Images that go through the networks together: an equal part of the batch. It changes
-        /// memory and, by rounding alone, the result. `auto` for what suits the network and the
-        /// machine's memory.
+        /// memory and, by rounding alone, the result; but batch normalization (of ResNet, CvT and some
+        /// ViTs, `objective.head.use_bn_in_head`) has the statistics of these images, and mixup mixes
+        /// them. `auto` for what suits the network and the machine's memory: all of the batch with batch
+        /// normalization.
         #[serde(with = "auto_word")]
         pub micro_batch: Option<usize> = None,
         /// Crops per forward pass of the student, global and local ones apart unless this is all of
@@ -405,7 +407,8 @@ impl OptimConfig {
         }
         let has_buffer = self.name != OptimizerKind::AdamW;
         let need = "`adamw` has no momentum buffer\n\
-                    hint: choose `optim.name=sgd`, `lars` or `larc`";
+                    hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`, `lars` or \
+                    `larc`";
         check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)?;
         let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
         check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)

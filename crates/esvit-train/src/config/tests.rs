@@ -216,7 +216,7 @@ fn layers_decide_about_the_objective() {
     // On one command line both are meant.
     for of_another in ["objective.region=false", "head.out_dim=5"] {
         let error = resolve(&[of_another, "objective.name=supervised"]).unwrap_err().to_string();
-        assert!(error.contains("unknown key `objective."), "{error}");
+        assert!(error.contains(", and not of `supervised`\nhint: choose "), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
     let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
@@ -234,6 +234,56 @@ fn layers_decide_about_the_objective() {
     let config = resolve(&names).unwrap();
     let again = Config::parse(&config.to_toml(), Origin::Defaults).unwrap();
     assert_eq!(again, config);
+}
+
+/// What others have is told, with those that have it and with what the chosen one has.
+#[test]
+fn settings_of_other_objectives() {
+    let on_line = "on the command line is a setting of the";
+    for (texts, expected) in [
+        (
+            ["objective.name=moby", "objective.teacher=x"],
+            format!(
+                "`objective.teacher` {on_line} objective `distill`, and not of `moby`\n\
+                 hint: choose that with `objective.name=distill`, or leave it out"
+            ),
+        ),
+        (
+            ["objective.name=mocov2", "objective.head.out_dim=64"],
+            format!(
+                "`objective.head.out_dim` {on_line} objectives `esvit`, `dinov2`, and not of `mocov2`\n\
+                 hint: choose one of them with `objective.name`, or give `objective.out_dim`, which \
+                 `mocov2` has"
+            ),
+        ),
+        (
+            ["objective.name=simclr", "objective.region=true"],
+            format!(
+                "`objective.region` {on_line} objectives `esvit`, `byol`, `distill`, and not of \
+                 `simclr`\nhint: choose one of them with `objective.name`, or leave it out"
+            ),
+        ),
+        (
+            ["objective.name=esvit", "objective.out_dim=9"],
+            format!(
+                "`objective.out_dim` {on_line} objectives `mocov2`, `mocov3`, `moby`, `simclr`, \
+                 `byol`, `swav`, `densecl`, and not of `esvit`\nhint: choose one of them with \
+                 `objective.name`, or give `objective.head.out_dim`, which `esvit` has"
+            ),
+        ),
+        (
+            ["objective.name=simclr", "objective.temprature=1"],
+            "unknown key `objective.temprature` on the command line, did you mean \
+             `objective.temperature`?"
+                .into(),
+        ),
+    ] {
+        assert_eq!(resolve(&texts).unwrap_err().to_string(), expected);
+    }
+    let file = "[objective]\nname = \"swav\"\n[objective.head]\nlayers = 2";
+    let layers = vec![parse_text(file, Origin::File("run.toml".into())).unwrap()];
+    let error = Config::resolve(layers).unwrap_err().to_string();
+    assert!(error.starts_with("`objective.head.layers` in `run.toml` is a setting of"), "{error}");
 }
 
 #[test]
@@ -281,6 +331,27 @@ fn senseless_settings_are_refused_by_name() {
         let error = resolve(&[text]).unwrap_err().to_string();
         assert!(error.contains(key), "{text}: {error}");
     }
+}
+
+/// An image alone has none to be compared with; queues and targets of a teacher do without.
+#[test]
+fn images_are_compared_with_others() {
+    for name in ObjectiveConfig::NAMES {
+        let objective = format!("objective.name={name}");
+        let ready = |batch: &str| resolve(&[&objective, batch]).unwrap().check_batch();
+        let compares = ["mocov3", "moby", "simclr", "byol", "swav", "dinov2"].contains(name);
+        match ready("train.batch_size=1") {
+            Ok(()) => assert!(!compares, "{name}"),
+            Err(error) => {
+                let text =
+                    format!("`train.batch_size` is 1: `{name}` compares the images of a step");
+                assert!(compares && error.to_string().starts_with(&text), "{error}");
+            }
+        }
+        ready("train.batch_size=2").unwrap();
+    }
+    let koleo = resolve(&["objective.koleo=0.1", "train.batch_size=1"]).unwrap();
+    assert!(koleo.check_ready().is_err());
 }
 
 #[test]

@@ -121,6 +121,11 @@ pub trait ObjectiveSettings: Debug {
         0.0
     }
 
+    /// Less of what among these settings takes less memory, in words and with its key, for hints.
+    fn less_memory(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What the log says at the start of a run on so many images.
     fn remarks(&self, _images: usize) -> Vec<String> {
         Vec::new()

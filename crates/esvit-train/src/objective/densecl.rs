@@ -14,7 +14,7 @@ use esvit_nn::{Collective, ForwardCtx, Tensor};
 use esvit_settings::{SettingError, settings};
 
 use super::config::{check_queue, check_share, check_temperature, check_widths, saved_bytes};
-use super::infonce::{self, Contrast, normalized};
+use super::infonce::{self, NotedPairs, normalized};
 use super::pairs::{KEY_VIEW, query_views, rows_of_view};
 use super::queue::KeyQueue;
 use super::{
@@ -71,6 +71,10 @@ impl ObjectiveSettings for DenseClConfig {
         let saved = rows * (width + 2.0 * hidden + 2.0 * out) * saved_bytes(precision);
         let student_logits = rows * 4.0 * self.queue_length as f64;
         HeadMemory { saved, student_logits, ..HeadMemory::default() }
+    }
+
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("a shorter queue (`objective.queue_length`)")
     }
 
     fn state_memory(&self) -> f64 {
@@ -152,6 +156,16 @@ pub struct Keys {
     pub cells: Tensor,
 }
 
+/// The cells of queries and their matches, of all micro-batches of a step.
+#[derive(Debug, Default)]
+struct NotedMatches {
+    /// Those of every image, one after another, each by its row among the keys of its micro-batch.
+    rows: Vec<i32>,
+    images: usize,
+    /// Cells of the key's view of an image.
+    cells: usize,
+}
+
 /// The objective of a run.
 #[derive(Debug)]
 pub struct DenseCl {
@@ -165,6 +179,8 @@ pub struct DenseCl {
     pub queue2: KeyQueue,
     /// Keys of the micro-batch at hand.
     keys: Option<Keys>,
+    /// Pairs and matches of the step at hand, if its health is asked for.
+    noted: (NotedPairs, NotedMatches),
     health: Option<Health>,
 }
 
@@ -179,6 +195,7 @@ impl DenseCl {
             queue: queue(QUEUE),
             queue2: queue(QUEUE2),
             keys: None,
+            noted: Default::default(),
             health: None,
         }
     }
@@ -210,6 +227,7 @@ impl Objective for DenseCl {
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.queue.forget();
         self.queue2.forget();
+        self.noted = Default::default();
         self.health = None;
     }
 
@@ -247,11 +265,12 @@ impl Objective for DenseCl {
             let embedded = self.neck.forward(params, own, cells.clone(), ctx);
             let queries = normalized(embedded.global);
             let matched = matches(&cells, &keys.cells, batch);
-            if at.health && self.health.is_none() {
-                let contrast = Contrast::with_others(&queries, &keys.global, self.queue.keys());
-                let of_views = infonce::health(&queries, Some(contrast));
-                let keys = keys.cells.shape()[0] / batch;
-                self.health = Some(with_matches(of_views, &matched, batch, keys));
+            if at.health && views.at_hand.start + place == 0 {
+                let (pairs, matches) = &mut self.noted;
+                pairs.note(&queries, &keys.global);
+                matches.rows.extend(&matched);
+                matches.images += batch;
+                matches.cells = keys.cells.shape()[0] / batch;
             }
             let queues = [self.queue.keys(), self.queue2.keys()];
             let (grid, config) = (normalized(embedded.grid), &self.config);
@@ -277,6 +296,11 @@ impl Objective for DenseCl {
     }
 
     fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
+        // Beside the keys that the queries were compared with.
+        let (mut pairs, matches) = std::mem::take(&mut self.noted);
+        let NotedMatches { rows, images, cells } = matches;
+        let of_views = pairs.health(self.queue.keys());
+        self.health = of_views.map(|health| with_matches(health, &rows, images, cells));
         self.queue.commit(collective);
         self.queue2.commit(collective);
     }

@@ -106,6 +106,10 @@ impl ObjectiveSettings for Dinov2Config {
         self.view_task().memory(tokens, width, precision)
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        self.view_task().less_memory()
+    }
+
     fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
         self.view_task().collapse(signal)
     }

@@ -3,7 +3,7 @@
 //!
 //! Here is also what the health of contrastive objectives has in common.
 
-use esvit_nn::{Tensor, ops};
+use esvit_nn::{Device, Tensor, ops};
 
 use super::{Collapse, Health, feature_std};
 
@@ -20,10 +20,25 @@ pub(super) fn own_columns(first: usize, rows: usize) -> Vec<i32> {
     (first..first + rows).map(|row| row as i32).collect()
 }
 
+/// Added to a logit that is not to count.
+const HIDDEN: f32 = -1e9;
+
+/// What is added to logits `[B, N]` to hide the one in column `own[b]` of each row `b`.
+pub(super) fn hiding(own: &[i32], count: usize, device: &Device) -> Tensor {
+    let mut values = vec![0.0; own.len() * count];
+    for (row, &column) in values.chunks_exact_mut(count).zip(own) {
+        row[column as usize] = HIDDEN;
+    }
+    Tensor::new(values, [own.len(), count], device)
+}
+
+/// Cosine similarities that are no further apart may be equal, but for rounding.
+const TIE: f32 = 1e-6;
+
 /// How well queries find their keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Contrast {
-    /// Queries to which their own key is the most similar one, in percent.
+    /// Queries to which their own key is more similar than every other one, in percent.
     pub accuracy: f64,
     /// Mean cosine similarity to the own key.
     pub positive: f64,
@@ -46,17 +61,20 @@ impl Contrast {
         let [rows, count] = [queries.shape()[0], keys.shape()[0]];
         let queries = queries.clone().detach();
         let products = queries.matmul(keys.clone().detach().transpose());
-        let own = products.clone().pick(&own_columns(first, rows)).reshape([rows, 1]);
+        let columns = own_columns(first, rows);
+        let own = products.clone().pick(&columns).reshape([rows, 1]);
         let (all, of_own) = (mean(&products) * count as f64, mean(&own));
         let negative = (all - of_own) / (count.max(2) - 1) as f64;
-        Self { negative, ..Self::of(&own, &products) }
+        let hiding = hiding(&columns, count, &products.device());
+        Self { negative, ..Self::of(&own, &(products + hiding)) }
     }
 
-    /// `own [B, 1]` beside all `products [B, K]`, which may have it among them.
-    fn of(own: &Tensor, products: &Tensor) -> Self {
-        let largest = products.clone().max_dim(1).to_vec::<f32>();
+    /// `own [B, 1]` beside those of other keys, `[B, K]`. A key among equal ones is not found.
+    fn of(own: &Tensor, others: &Tensor) -> Self {
+        let largest = others.clone().max_dim(1).to_vec::<f32>();
         let values = own.to_vec::<f32>();
-        let found = values.iter().zip(&largest).filter(|(own, largest)| own >= largest).count();
+        let is_found = |(own, largest): &(&f32, &f32)| **own > **largest + TIE;
+        let found = values.iter().zip(&largest).filter(is_found).count();
         let accuracy = 100.0 * found as f64 / values.len() as f64;
         Self { accuracy, positive: mean(own), negative: 0.0 }
     }
@@ -90,23 +108,56 @@ pub const CONSTANT: Collapse = Collapse {
              `esvit data preview` that the images differ",
 };
 
-/// Health of queries `[B, D]` and, where queries are told apart by keys, of that.
+/// Queries and their keys of all micro-batches of a step, of which its health is.
+#[derive(Debug, Default)]
+pub struct NotedPairs {
+    queries: Vec<Tensor>,
+    keys: Vec<Tensor>,
+}
+
+impl NotedPairs {
+    /// Notes queries of a micro-batch and the key of each, both `[B, D]`.
+    pub fn note(&mut self, queries: &Tensor, keys: &Tensor) {
+        self.queries.push(queries.clone().detach());
+        self.keys.push(keys.clone().detach());
+    }
+
+    /// Forgets those of a step that was not ended.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The health of what was noted, beside other keys `[K, D]`. None if nothing was.
+    pub fn health(&mut self, others: &Tensor) -> Option<Health> {
+        let Self { queries, keys } = std::mem::take(self);
+        if queries.is_empty() {
+            return None;
+        }
+        let (queries, keys) = (Tensor::cat(queries, 0), Tensor::cat(keys, 0));
+        Some(health(&queries, Some(Contrast::with_others(&queries, &keys, others))))
+    }
+}
+
+/// Health of queries `[B, D]` and, where queries are told apart by keys, of that. One alone has no spread.
 pub fn health(queries: &Tensor, contrast: Option<Contrast>) -> Health {
-    let (std, rows) = (feature_std(queries.clone()), queries.shape()[0]);
-    let mut signals = vec![(EMBEDDING_STD, std), (ROWS, rows as f64)];
-    let mut summary = format!("embedding std {std:.2}");
+    let rows = queries.shape()[0];
+    let std = (rows > 1).then(|| feature_std(queries.clone()));
+    let mut signals: Vec<_> = std.map(|std| (EMBEDDING_STD, std)).into_iter().collect();
+    signals.push((ROWS, rows as f64));
+    let mut parts = Vec::new();
     if let Some(Contrast { accuracy, positive, negative }) = contrast {
         signals.extend([
             (CONTRAST_ACCURACY, accuracy),
             (POSITIVE_SIMILARITY, positive),
             (NEGATIVE_SIMILARITY, negative),
         ]);
-        summary = format!(
+        parts.push(format!(
             "contrast accuracy {accuracy:.1} %, similarity {positive:.2} to the own key and \
-             {negative:.2} to others, {summary}"
-        );
+             {negative:.2} to others"
+        ));
     }
-    Health { signals, summary }
+    parts.extend(std.map(|std| format!("embedding std {std:.2}")));
+    Health { signals, summary: parts.join(", ") }
 }
 
 /// Whether queries with these signals are the same for every image.
@@ -129,7 +180,7 @@ pub fn normalized(rows: Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esvit_nn::{Device, Tape};
+    use esvit_nn::Tape;
     use esvit_testing::{assert_close, hash, hashed_tensor};
 
     const ROWS_AT_HAND: usize = 4;
@@ -209,10 +260,26 @@ mod tests {
         // Among themselves: the first two keys are one. The sums of products, by query.
         let found = Contrast::among(&queries, &keys, 0);
         let products = 2.6 + 1.8 + 3.0 - 1.8;
-        let expected = [50.0, 0.25, (products - 1.0) / 12.0];
+        // To the first query both are as near.
+        let expected = [25.0, 0.25, (products - 1.0) / 12.0];
         for (found, expected) in all(found).iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{found} instead of {expected}");
         }
+    }
+
+    /// Equal embeddings are not told apart, however their similarities are rounded.
+    #[test]
+    fn ties_are_misses() {
+        let equal = normalized(Tensor::cat(vec![hashed_tensor(7, [1, 129]); 8], 0));
+        let among = Contrast::among(&equal, &equal, 0);
+        let beside = Contrast::with_others(&equal, &equal, &equal);
+        for Contrast { accuracy, positive, negative } in [among, beside] {
+            assert_eq!(accuracy, 0.0);
+            assert!((positive - 1.0).abs() < 1e-5 && (negative - 1.0).abs() < 1e-5);
+        }
+        // What is apart is found.
+        let queries = unit(1, 8);
+        assert_eq!(Contrast::among(&queries, &queries, 0).accuracy, 100.0);
     }
 
     #[test]
@@ -230,6 +297,34 @@ mod tests {
         assert_eq!(look(&equal.narrow(0, 0, 3)), None, "too few to tell");
         assert_eq!(collapse(&|_| None), None);
         assert!(CONSTANT.advice.contains("the same for every image"));
+    }
+
+    /// Those of two micro-batches are those of one.
+    #[test]
+    fn health_of_all_that_was_noted() {
+        let [queries, keys, others] = [unit(1, 6), unit(2, 6), unit(3, 9)];
+        let contrast = Contrast::with_others(&queries, &keys, &others);
+        let expected = health(&queries, Some(contrast));
+        let mut noted = NotedPairs::default();
+        noted.note(&keys, &queries);
+        noted.forget();
+        for (first, count) in [(0, 1), (1, 5)] {
+            let part = |rows: &Tensor| rows.clone().narrow(0, first, count);
+            noted.note(&part(&queries), &part(&keys));
+        }
+        assert_eq!(noted.health(&others), Some(expected));
+        assert_eq!(noted.health(&others), None, "they are those of one step");
+    }
+
+    #[test]
+    fn one_query_has_no_spread() {
+        let one = unit(1, 1);
+        let found = health(&one, Some(Contrast::with_others(&one, &one, &unit(2, 3))));
+        assert_eq!((found.signal(EMBEDDING_STD), found.signal(ROWS)), (None, Some(1.0)));
+        assert!(found.signal(CONTRAST_ACCURACY).is_some());
+        assert!(!found.summary.contains("std") && !found.summary.ends_with(", "), "{found:?}");
+        let two = health(&unit(1, 2), None);
+        assert!(two.signal(EMBEDDING_STD).is_some() && two.summary.starts_with("embedding std "));
     }
 
     /// Small rows are divided by the least norm, and the gradient of others is orthogonal to them.

@@ -68,6 +68,10 @@ impl ObjectiveSettings for MobyConfig {
         HeadMemory { saved, student_logits, ..HeadMemory::default() }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("a shorter queue (`objective.queue_length`)")
+    }
+
     fn state_memory(&self) -> f64 {
         8.0 * (self.queue_length * self.out_dim) as f64
     }

@@ -18,7 +18,7 @@ use esvit_nn::{Collective, Tensor};
 use esvit_settings::{SettingError, settings};
 
 use super::config::{check_queue, check_share, check_temperature, check_widths, saved_bytes};
-use super::infonce::{self, Contrast, normalized};
+use super::infonce::{self, NotedPairs, normalized};
 use super::pairs::{KEY_VIEW, query_views};
 use super::queue::KeyQueue;
 use super::{
@@ -70,6 +70,10 @@ impl ObjectiveSettings for MocoV2Config {
         HeadMemory { saved, student_logits, ..HeadMemory::default() }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("a shorter queue (`objective.queue_length`)")
+    }
+
     fn state_memory(&self) -> f64 {
         4.0 * (self.queue_length * self.out_dim) as f64
     }
@@ -93,6 +97,8 @@ pub struct MocoV2 {
     pub queue: KeyQueue,
     /// Keys of the micro-batch at hand, `[B, D]`.
     keys: Option<Tensor>,
+    /// Pairs of the step at hand, if its health is asked for.
+    noted: NotedPairs,
     health: Option<Health>,
 }
 
@@ -102,7 +108,8 @@ impl MocoV2 {
         let head = head(scope, setup.width, config.out_dim);
         let size = [config.queue_length, config.out_dim];
         let queue = KeyQueue::new(QUEUE, size, setup.seed, &setup.device);
-        Self { config: config.clone(), head, queue, keys: None, health: None }
+        let noted = NotedPairs::default();
+        Self { config: config.clone(), head, queue, keys: None, noted, health: None }
     }
 }
 
@@ -140,6 +147,7 @@ impl Objective for MocoV2 {
 
     fn begin_step(&mut self, _student: &mut Params, _at: &StepInfo) {
         self.queue.forget();
+        self.noted.forget();
         self.health = None;
     }
 
@@ -166,9 +174,8 @@ impl Objective for MocoV2 {
         let queries = self.head.forward(params, features.view, &vec![batch; count], ctx);
         let queries = normalized(queries);
         let keys = Tensor::cat(vec![self.keys.clone().expect("targets come first"); count], 0);
-        if at.health && self.health.is_none() {
-            let contrast = Contrast::with_others(&queries, &keys, self.queue.keys());
-            self.health = Some(infonce::health(&queries, Some(contrast)));
+        if at.health && views.at_hand.start == 0 {
+            self.noted.note(&queries, &keys);
         }
         let negatives = self.queue.keys().clone();
         let loss = ops::info_nce(queries, keys, negatives, self.config.temperature);
@@ -181,6 +188,8 @@ impl Objective for MocoV2 {
     }
 
     fn commit(&mut self, _at: &StepInfo, collective: &dyn Collective) {
+        // Beside the keys that the queries were compared with.
+        self.health = self.noted.health(self.queue.keys());
         self.queue.commit(collective);
     }
 

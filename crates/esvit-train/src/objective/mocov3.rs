@@ -77,6 +77,10 @@ impl ObjectiveSettings for MocoV3Config {
         HeadMemory { saved, ..HeadMemory::default() }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("narrower heads (`objective.hidden_dim`)")
+    }
+
     fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
         infonce::collapse(signal)
     }

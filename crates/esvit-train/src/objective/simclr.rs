@@ -9,11 +9,11 @@ use esvit_nn::layers::Affine;
 use esvit_nn::ops::Precision;
 use esvit_nn::params::{Params, Scope};
 use esvit_nn::projection::{Projection, Start};
-use esvit_nn::{Collective, Device, ForwardCtx, Tensor};
+use esvit_nn::{Collective, ForwardCtx, Tensor};
 use esvit_settings::{SettingError, check, settings};
 
 use super::config::{check_temperature, check_widths, saved_bytes};
-use super::infonce::{self, Contrast, own_columns, unit_rows};
+use super::infonce::{self, Contrast, hiding, own_columns, unit_rows};
 use super::pairs::rows_of_view;
 use super::{
     Chunking, Collapse, GLOBAL_VIEWS, HeadMemory, Health, Loss, MicroBatch, Objective,
@@ -71,9 +71,6 @@ impl ObjectiveSettings for SimClrConfig {
 
 /// Standard deviation of the weights at the start.
 const WEIGHT_STD: f64 = 0.01;
-
-/// Added to the logit of a view with itself.
-const SELF: f32 = -1e9;
 
 /// Entropy of the softmax of the first views over the second ones, in nats.
 const CONTRAST_ENTROPY: &str = "contrast_entropy";
@@ -200,7 +197,7 @@ pub fn nt_xent(hidden: &Tensor, temperature: f64, collective: &dyn Collective) -
     let [all_a, all_b] = [&a, &b].map(|rows| collective.all_gather_grad(rows.clone()));
     let first = collective.rank() * batch;
     let own = own_columns(first, batch);
-    let not_itself = itself(&own, all_a.shape()[0], &hidden.device());
+    let not_itself = hiding(&own, all_a.shape()[0], &hidden.device());
     let logits = |rows: &Tensor, others: &Tensor| {
         rows.clone().matmul(others.clone().transpose()) / temperature
     };
@@ -211,15 +208,6 @@ pub fn nt_xent(hidden: &Tensor, temperature: f64, collective: &dyn Collective) -
     let logits_ab = logits(&a, &all_b);
     let loss = side(&a, &all_a, logits_ab.clone()) + side(&b, &all_b, logits(&b, &all_a));
     NtXent { loss, logits_ab: logits_ab.detach() }
-}
-
-/// What is added to logits `[B, N]`, where view `b` is that of column `own[b]`.
-fn itself(own: &[i32], count: usize, device: &Device) -> Tensor {
-    let mut values = vec![0.0; own.len() * count];
-    for (row, &column) in values.chunks_exact_mut(count).zip(own) {
-        row[column as usize] = SELF;
-    }
-    Tensor::new(values, [own.len(), count], device)
 }
 
 /// Mean entropy of the softmax of rows, in nats.

@@ -96,6 +96,10 @@ impl ObjectiveSettings for SwavConfig {
         HeadMemory { saved: saved + student_logits, ..HeadMemory::default() }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("fewer prototypes (`objective.prototypes`)")
+    }
+
     fn state_memory(&self) -> f64 {
         4.0 * (GLOBAL_VIEWS * self.queue_length * self.out_dim) as f64
     }

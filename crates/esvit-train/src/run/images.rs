@@ -1,6 +1,6 @@
 //! What a checkpoint says of the images of its run, to notice when a run goes on with others.
 
-use esvit_data::Source;
+use esvit_data::{Source, counted};
 use esvit_kernels::rng::fnv1a;
 use serde::{Deserialize, Serialize};
 
@@ -42,14 +42,16 @@ impl ImageSet {
     pub fn differences(&self, before: &Self) -> Option<String> {
         let mut parts = Vec::new();
         if self.images != before.images {
-            parts.push(format!("{} images instead of {}", self.images, before.images));
+            let images = counted(self.images, "image");
+            parts.push(format!("{images} instead of {}", before.images));
         } else if self.names != before.names && self.classes == before.classes {
             parts.push("images or classes have other names".into());
         } else if self.lengths != before.lengths {
             parts.push("files of the same names have other contents".into());
         }
         if self.classes != before.classes {
-            parts.push(format!("{} classes instead of {}", self.classes, before.classes));
+            let noun = if self.classes == 1 { "class" } else { "classes" };
+            parts.push(format!("{} {noun} instead of {}", self.classes, before.classes));
         }
         (!parts.is_empty()).then(|| parts.join(", "))
     }
@@ -89,11 +91,11 @@ mod tests {
         assert_eq!(set(&["/new/x.png", "/new/b/y.png"], &["p", "q"]).differences(&before), None);
         let longer = ImageSet { lengths: 1, ..before.clone() };
         for (now, expected) in [
-            (set(&["a/x.png"], &["p", "q"]), "1 images instead of 2"),
+            (set(&["a/x.png"], &["p", "q"]), "1 image instead of 2"),
             (set(&["a/x.png", "a/b/z.png"], &["p", "q"]), "images or classes have other names"),
             (set(&["a/x.png", "a/b/y.png"], &["p", "r"]), "images or classes have other names"),
             (set(&["a/x.png", "a/b/y.png"], &[]), "0 classes instead of 2"),
-            (set(&["a/x.png"], &["p"]), "1 images instead of 2, 1 classes instead of 2"),
+            (set(&["a/x.png"], &["p"]), "1 image instead of 2, 1 class instead of 2"),
             (longer, "files of the same names have other contents"),
         ] {
             assert_eq!(now.differences(&before).as_deref(), Some(expected));

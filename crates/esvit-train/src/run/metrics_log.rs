@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
@@ -109,11 +110,20 @@ struct Files {
     tensorboard: TensorBoard,
 }
 
-/// How often the other crop of an image was found before the first step, by the log of a run.
-pub(super) fn untrained(folder: &RunFolder) -> Option<RetrievalMetrics> {
-    let text = read_text(&folder.file("metrics.jsonl")).ok()?;
-    let measured = |line| serde_json::from_str::<RetrievalMetrics>(line).ok();
-    text.lines().filter_map(measured).find(|figures| figures.step == 0)
+/// What was measured before the first step, by the log of a run: how often the other crop of an image was
+/// found and, of weights that it began with, the k-NN accuracy.
+pub(super) fn before_first_step(
+    folder: &RunFolder,
+) -> (Option<RetrievalMetrics>, Option<KnnMetrics>) {
+    let text = read_text(&folder.file("metrics.jsonl")).unwrap_or_default();
+    let found = first_of(&text, |figures: &RetrievalMetrics| figures.step);
+    (found, first_of(&text, |figures: &KnnMetrics| figures.step))
+}
+
+/// The first line of a kind at step 0.
+fn first_of<T: DeserializeOwned>(text: &str, step: impl Fn(&T) -> u64) -> Option<T> {
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<T>(line).ok());
+    lines.find(|figures| step(figures) == 0)
 }
 
 /// A line's position in the run.

@@ -28,7 +28,9 @@ pub use means::{Mean, Sums};
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use needed::check_overwrite;
 pub use plan::Plan;
-pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
+pub use settle::{
+    FOR_STEPS, StepTime, TIMED, fewer_images, settled, split_statistics, step_time, steps_within,
+};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
@@ -78,7 +80,7 @@ pub struct Options<'a> {
     pub environment: serde_json::Value,
     /// Receives the events of the run.
     pub observer: &'a mut dyn Observer,
-    /// Measures the k-NN accuracy of the teacher, or of the student if there is none.
+    /// Measures the k-NN accuracy of the network that the objective evaluates.
     pub knn: Option<&'a mut Check<'a, KnnAccuracy>>,
     /// Measures, before the first step too, how often the other crop of an image is found. It
     /// chooses the best checkpoint where there is no k-NN accuracy; weights that a run begins with count as one.
@@ -164,6 +166,8 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
     /// The last k-NN check of this session.
     pub knn: Option<KnnMetrics>,
+    /// That of the weights which the run began with, before its first step.
+    pub knn_at_start: Option<KnnMetrics>,
     /// How often the other crop of an image was found before the first step of the run, and at last.
     pub retrieval: Option<[RetrievalMetrics; 2]>,
     /// The best check of the run, of all sessions. Of step 0 it is that of the weights which it began with.
@@ -361,6 +365,7 @@ pub fn plan(
 ) -> Result<Plan, RunError> {
     config.check_ready()?;
     let config = &settled(config, &**source, collective.world());
+    config.check_batch()?;
     let loader = plan::loader(config, source.clone(), &**collective)?;
     let device = config.train.device.parse()?;
     let classes = source.classes().len();
@@ -391,6 +396,7 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let Options { source, collective, stop, .. } = &options;
     let given = config.train.batch_size;
     let mut config = settled(config, &**source, collective.world());
+    config.check_batch()?;
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
     let step_time = match config.train.time {
@@ -399,14 +405,16 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     };
     let loader = plan::loader(&config, source.clone(), &**collective)?;
     let batch = config.train.batch_size;
+    let split = split_statistics(&config, collective.world());
     let mut session = Session::open(config, step_time, options, &loader)?;
-    if batch < given {
-        session.note(&format!(
-            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
-        ))?;
+    if let Some(note) = fewer_images(given, batch) {
+        session.note(&note)?;
     }
     if let Some(remark) = precision.remark() {
         session.note(remark)?;
+    }
+    if let Some(warning) = split {
+        session.warn(&warning)?;
     }
     let result = session.run(&loader);
     // Broken images of the last batches are reported even if the run fails.

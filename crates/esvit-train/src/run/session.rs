@@ -16,7 +16,8 @@ use super::folder::RunFolder;
 use super::images::ImageSet;
 use super::means::{Sums, Times};
 use super::metrics_log::{
-    EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, peak_memory, untrained,
+    EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, before_first_step,
+    peak_memory,
 };
 use super::settle::{StepTime, steps_within};
 use super::start::Started;
@@ -55,6 +56,8 @@ pub(super) struct Session<'a> {
     /// Of the steps since the last line of the metrics, and of the epoch.
     sums: Sums,
     times: Times,
+    /// That of weights which the run began with.
+    first_knn: Option<KnnMetrics>,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
 }
@@ -96,7 +99,7 @@ impl<'a> Session<'a> {
             MetricsLog::closed()
         };
         let measure = if knn.is_some() { Measure::Knn } else { Measure::Retrieval };
-        let found = [untrained(&folder), None];
+        let (first_found, first_knn) = before_first_step(&folder);
         let mut session = Self {
             config,
             folder,
@@ -118,7 +121,8 @@ impl<'a> Session<'a> {
             last_knn: None,
             sums,
             times: Times::default(),
-            found,
+            first_knn,
+            found: [first_found, None],
         };
         for note in notes {
             session.note(&note)?;
@@ -296,9 +300,7 @@ impl<'a> Session<'a> {
             let settings = self.config.objective.settings();
             let collapse = settings.collapse(&|name| health.signal(name));
             if let Some(collapse) = self.collapse.look(collapse) {
-                let warning = format!("step {}: {}", figures.step, collapse.advice);
-                self.log.say(&format!("warning: {warning}"))?;
-                self.observer.notice(&Event::Warning(&warning));
+                self.warn(&format!("step {}: {}", figures.step, collapse.advice))?;
             }
         }
         Ok(())
@@ -372,6 +374,9 @@ impl<'a> Session<'a> {
         self.log.knn(&figures)?;
         self.observer.notice(&Event::Knn(&figures));
         self.last_knn = Some(figures);
+        if done == 0 {
+            self.first_knn = Some(figures);
+        }
         Ok(Some(accuracy.top1))
     }
 
@@ -425,6 +430,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    pub(super) fn warn(&mut self, warning: &str) -> Result<(), RunError> {
+        self.log.say(&format!("warning: {warning}"))?;
+        self.observer.notice(&Event::Warning(warning));
+        Ok(())
+    }
+
     fn outcome(&self, end: End, step: u64, training: Duration, loader: &Loader) -> Outcome {
         Outcome {
             end,
@@ -432,6 +443,7 @@ impl<'a> Session<'a> {
             session_steps: step - self.plan.first_step,
             checkpoint: self.newest.clone(),
             knn: self.last_knn,
+            knn_at_start: self.first_knn,
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
             best: self.best,
             training,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Loader, Source};
+use esvit_data::{Loader, Source, counted};
 use esvit_kernels::pool;
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device, Tensor};
@@ -36,6 +36,39 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     }
     config.train.precision = config.train.precision().into();
     config
+}
+
+/// What is said where there are fewer images than the `given` number of a step, which has a `batch` of them.
+pub fn fewer_images(given: usize, batch: usize) -> Option<String> {
+    (batch < given).then(|| {
+        format!(
+            "a step has {} instead of {given} (`train.batch_size`): there are no more",
+            counted(batch, "image")
+        )
+    })
+}
+
+/// What is said of a step whose images go through a network with batch normalization in several
+/// micro-batches, each with statistics of its own (those of `world` processes have the same), or of one image.
+pub fn split_statistics(config: &Config, world: usize) -> Option<String> {
+    let (batch, together) = (config.train.batch_size, config.train.micro_batch() * world);
+    match together {
+        _ if !config.sees_all_at_once() => None,
+        1 if batch == 1 => Some(
+            "batch normalization has the statistics of a single image, in which it can all but vanish\n\
+             hint: raise `train.batch_size`"
+                .into(),
+        ),
+        _ if together >= batch => None,
+        _ => Some(format!(
+            "batch normalization has the statistics of {} at a time, of the {batch} of a step \
+             (`train.micro_batch`): the network learns otherwise than with those of all, and worse the \
+             fewer they are\n\
+             hint: raise `train.micro_batch`, or `--memory` if it was chosen by that, or lower \
+             `train.batch_size`",
+            counted(together, "image")
+        )),
+    }
 }
 
 /// The precision of the first process, which all take: on another machine `auto` may mean another one.
@@ -76,6 +109,7 @@ pub fn step_time(
 ) -> Result<StepTime, RunError> {
     config.check_ready()?;
     let config = settled(config, &**source, collective.world());
+    config.check_batch()?;
     let device: Device = config.train.device.parse()?;
     let classes = source.classes().len();
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
@@ -178,6 +212,48 @@ mod tests {
             config.train.precision = given;
             assert_eq!(settled(&config, &source, 1).train.precision, expected.into());
         }
+    }
+
+    #[test]
+    fn fewer_images_are_counted() {
+        let said = |batch| fewer_images(8, batch).unwrap_or_default();
+        let of_setting = "instead of 8 (`train.batch_size`): there are no more";
+        assert_eq!(said(1), format!("a step has 1 image {of_setting}"));
+        assert_eq!(said(3), format!("a step has 3 images {of_setting}"));
+        assert_eq!(said(8), "");
+    }
+
+    /// Those of all processes are shared.
+    #[test]
+    fn statistics_of_a_part_of_a_step() {
+        let config = |arch: &str| {
+            let arch = format!("model.arch={arch}");
+            let texts = [
+                "objective.name=mocov2",
+                "views.global_size=32",
+                "views.local_counts=[0]",
+                "train.batch_size=8",
+                "train.micro_batch=2",
+                &arch,
+            ];
+            let layers = texts.map(|text| crate::config_text::parse_override(text).unwrap());
+            Config::resolve(layers.into()).unwrap()
+        };
+        let said = |arch: &str, world: usize| split_statistics(&config(arch), world);
+        for arch in ["resnet_micro", "cvt_micro"] {
+            for (world, images) in [(1, 2), (2, 4)] {
+                let text = said(arch, world).unwrap();
+                let part = format!("of {images} images at a time, of the 8 of a step");
+                assert!(text.contains(&part), "{text}");
+            }
+            assert_eq!(said(arch, 4), None);
+        }
+        for arch in ["swin_micro", "vit_micro", "pvt_micro", "vil_micro"] {
+            assert_eq!(said(arch, 1), None, "{arch}");
+        }
+        let mut one = config("resnet_micro");
+        (one.train.batch_size, one.train.micro_batch) = (1, None);
+        assert!(split_statistics(&one, 1).unwrap().contains("of a single image"));
     }
 
     #[test]

@@ -194,7 +194,13 @@ fn micro_batches_are_one_batch() {
                 parts.chain([result.loss, result.grad_norm]).collect::<Vec<f32>>()
             };
             alike(name, &numbers(&found), &numbers(&expected), 1e-4);
-            assert!(found.health.is_some() && expected.health.is_some(), "{name}");
+            // Health is that of all images of the step, too.
+            let [found, expected] = [found, expected].map(|result| result.health.unwrap());
+            for (signal, of_whole) in expected.signals {
+                let of_halves = found.signal(signal).unwrap();
+                let is_near = (of_halves - of_whole).abs() <= 1e-3 * of_whole.abs().max(0.1);
+                assert!(is_near, "{name}, {signal}: {of_halves} instead of {of_whole}");
+            }
         }
         let values = |learner: &Learner| -> Vec<Vec<f32>> {
             let networks = std::iter::once(&learner.student).chain(&learner.teacher);

@@ -107,6 +107,21 @@ fn micro_batches_change_rounding_alone() {
     }
 }
 
+/// One image, also where a step was to have more, has none to be compared with.
+#[test]
+fn a_single_image_is_refused() {
+    let mut bench = bench(&["objective.name=simclr", "objective.out_dim=4"], &[]);
+    bench.source = Arc::new(images(1, 100));
+    let error = bench.run("run").0.unwrap_err();
+    let text = "`train.batch_size` is 1: `simclr` compares the images of a step with each other";
+    assert!(error.to_string().starts_with(text), "{error}");
+    assert!(!bench.path("run").exists());
+    // Keys in a queue are those of other steps.
+    let mut queued = super::compared::bench(OBJECTIVES[0], &[]);
+    queued.source = Arc::new(images(1, 100));
+    queued.well("run");
+}
+
 /// What a checkpoint has beside the networks, by its official names and shapes.
 #[test]
 fn state_by_its_official_names() {

@@ -81,6 +81,29 @@ fn micro_batches_change_rounding_alone() {
     }
 }
 
+/// Statistics of batch normalization are those of a micro-batch. Where heads see all images of a step, they
+/// are not, and where there is one micro-batch, it is all.
+#[test]
+fn split_statistics_are_warned_of() {
+    let warnings = |settings: &[&str]| {
+        let common = ["train.epochs=1", "objective.head.use_bn_in_head=true"];
+        Bench::new(&[&common[..], settings].concat()).well("run").1.warnings
+    };
+    let [warning] = warnings(&["train.micro_batch=1"]).try_into().unwrap();
+    let expected =
+        "batch normalization has the statistics of 1 image at a time, of the 2 of a step";
+    assert!(warning.starts_with(expected), "{warning}");
+    assert!(warning.contains("\nhint: raise `train.micro_batch`"), "{warning}");
+    for others in [
+        &["train.micro_batch=2"][..],
+        &["train.micro_batch=1", "objective.koleo=0.1"],
+        &["train.micro_batch=1", "objective.head.use_bn_in_head=false"],
+        &[],
+    ] {
+        assert_eq!(warnings(others), [""; 0], "{others:?}");
+    }
+}
+
 /// A time becomes steps, which are stored.
 #[test]
 fn a_run_of_a_given_time() {

@@ -107,6 +107,8 @@ fn a_run_with_labels_learns() {
     let error = official::write(&outcome.checkpoint, &bench.path("o.pth"), Float::F32);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("was trained with the objective `supervised`"), "{error}");
+    // Which any network can take.
+    assert!(error.ends_with("hint: `--format esvit` without `--full` exports its backbone"));
     assert!(!bench.path("o.pth").exists());
 }
 

@@ -20,7 +20,8 @@ use super::{Output, weights_report};
 /// Selects a network in a weights file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct NetworkArgs {
-    /// Network to load, such as `student` [default: the teacher, or the only network]
+    /// Network to load, such as `student` [default: the one that its method evaluates, or
+    /// the only one]
     #[arg(long, value_name = "NAME", alias = "checkpoint_key")]
     key: Option<String>,
     /// Architecture to load the weights into; tables of positions are resized where window or image

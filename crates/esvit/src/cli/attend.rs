@@ -9,6 +9,7 @@ use esvit_eval::attention::{
     self, AttentionError, BlockPosition, Framing, HeadAttention, InputImage, MASS, QueryAttention,
 };
 use esvit_model::PretrainedBackbone;
+use esvit_train::SettingError;
 use serde_json::{Value, json};
 
 use super::candidates::{self, Candidate, CandidateArgs};
@@ -87,7 +88,13 @@ impl Attend {
         let size = self.size.unwrap_or(backbone.preprocess.size());
         let patch = config.least_side();
         let input = InputImage::new(image, &backbone.preprocess, framing, size, patch)?;
-        config.check_image("size", input.size())?;
+        // The whole of a long image is a long one, too.
+        config.check_image("size", input.size()).map_err(|error| match self.whole {
+            true => {
+                SettingError { need: format!("{}, or leave out `--whole`", error.need), ..error }
+            }
+            false => error,
+        })?;
         let place = self.query.map_or(Ok(input.center()), |pixel| input.map_pixel(pixel))?;
         let block = self.block.unwrap_or(config.blocks() - 1);
         let compute = if self.rollout { attention::rollout } else { attention::query_attention };

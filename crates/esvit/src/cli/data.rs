@@ -17,7 +17,7 @@ use super::{Exit, Output, check_writable};
 /// Subcommands of `esvit data`.
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// Write a contact sheet of training crops: one row per image, the two global crops first.
+    /// Write a contact sheet of training crops: one row per image, the global crops first.
     Preview(Preview),
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Diff {
     /// The second one.
     #[arg(value_name = "B", value_parser = run_or_file())]
     b: PathBuf,
-    /// Network to compare [default: the teacher, or the only network]
+    /// Network to compare [default: the teacher, else the one that its method evaluates, or the only one]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// Print JSON instead of a table.

@@ -187,6 +187,16 @@ impl Args for ScriptOptions {
     }
 }
 
+/// The option that stands for a setting of an objective, if there is one.
+pub(super) fn option_of(key: &str) -> Option<&'static str> {
+    let gives = |meaning: &Meaning| match meaning {
+        Setting(of) | Bool(of) | List(of) => *of == key,
+        _ => false,
+    };
+    let of_script = OPTIONS.iter().find(|(_, meaning)| gives(meaning)).map(|(name, _)| *name);
+    of_script.or((key == "objective.teacher").then_some("teacher"))
+}
+
 /// The architecture that a script's `--arch` and the name of its file (`--cfg`) stand for: the window
 /// is in the latter alone, as in `swin_tiny_patch4_window14_224.yaml` and `cvt_v4/res_stem/s1_w14.yaml`.
 pub(super) fn architecture(arch: Option<&str>, file: &Path) -> Option<String> {
@@ -279,6 +289,19 @@ mod tests {
             assert_eq!(architecture(None, Path::new(file)).as_deref(), Some(expected));
         }
         assert_eq!(architecture(None, Path::new("cvt_v4/res_stem/s1.yaml")), None);
+    }
+
+    #[test]
+    fn settings_have_their_options() {
+        for (key, expected) in [
+            ("objective.head.out_dim", Some("out_dim")),
+            ("objective.region", Some("use_dense_prediction")),
+            ("objective.mixup.enabled", Some("use_mixup")),
+            ("objective.teacher", Some("teacher")),
+            ("objective.koleo", None),
+        ] {
+            assert_eq!(option_of(key), expected, "{key}");
+        }
     }
 
     #[test]

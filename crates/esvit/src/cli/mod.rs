@@ -39,6 +39,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
 use esvit_kernels::isa::{self, Amx};
+use esvit_train::config::ConfigError;
 
 use args::{BackboneArgs, NetworkArgs, TaskArgs, image_set};
 use data::Data;
@@ -180,7 +181,11 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(exit) => exit.into(),
         // The reader of our output, such as `head`, has closed the pipe.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err(mut error) => {
+            // The word that was typed may be an option.
+            if let Some(ConfigError::OtherObjective(other)) = error.downcast_mut() {
+                other.option = flags::option_of(&other.key);
+            }
             output.error(&error);
             ExitCode::from(exit::code_of(&error))
         }

@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
 use esvit_files::free_bytes;
 use esvit_nn::Solo;
-use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
+use esvit_train::run::{
+    TIMED, fewer_images, plan, settled, split_statistics, step_time, steps_within,
+};
 use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
@@ -22,14 +24,45 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     let Some(available) = memory::available().filter(|&available| need > available) else {
         return Ok(());
     };
-    let [need, available] = [need, available].map(|bytes| bytes / 1e9);
     bail!(
-        "the run takes about {need:.1} GB of memory and {available:.1} GB are free\n\
-         hint: `--memory {:.1}G` cuts its steps so that they fit; a smaller network \
-         (`--arch`), fewer prototypes (`objective.head.out_dim`) or a smaller cache \
-         (`data.cache_mb`) take less",
-        0.9 * available
+        "the run takes about {} of memory and {} are free\n\
+         hint: `--memory {}` cuts its steps so that they fit; {}",
+        memory::size(need),
+        memory::size(available),
+        amount(0.9 * available),
+        memory::savings(&config, config.train.micro_batch())
     )
+}
+
+/// A number of bytes as `--memory` takes it.
+fn amount(bytes: f64) -> String {
+    if bytes >= 1e9 { format!("{:.1}G", bytes / 1e9) } else { format!("{:.0}M", bytes / 1e6) }
+}
+
+/// Cuts the steps of a run on these images so that they fit into the memory that the user has given, in
+/// bytes.
+pub(super) fn fit_memory(
+    config: &mut Config,
+    source: &dyn Source,
+    given: f64,
+    output: &Output,
+) -> Result<()> {
+    let of_settings = config.train.batch_size;
+    config.train.batch_size = settled(config, source, 1).train.batch_size;
+    let batch = config.train.batch_size;
+    fewer_images(of_settings, batch).iter().for_each(|note| output.note(note));
+    let fit = memory::fit(config, given)?;
+    config.train.micro_batch = Some(fit.micro_batch);
+    config.train.activation_checkpointing = fit.activation_checkpointing;
+    let activation_checkpointing =
+        if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
+    output.note(format!(
+        "within {}: micro-batches of {} of the {batch} images of a step{activation_checkpointing} (about {})",
+        memory::size(given),
+        fit.micro_batch,
+        memory::size(fit.bytes)
+    ));
+    Ok(())
 }
 
 /// Says what a new run would do: network, steps, time, memory, disk and files, and returns the same as
@@ -67,6 +100,9 @@ pub(super) fn show(
         need / 1e9,
         counted(config.train.micro_batch(), "image")
     ));
+    if let Some(warning) = split_statistics(&config, 1) {
+        output.warning(warning);
+    }
     let checkpoint = memory::checkpoint_bytes(&config);
     // The kept ones and the one being written; the best one is a file of its own once they are gone.
     let recent = config.checkpoint.keep_last + 1;
@@ -104,4 +140,16 @@ pub(super) fn show(
         "checkpoints": checkpoints,
         "free_disk_bytes": free_disk,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::amount;
+
+    /// No amount that can be run in is nothing.
+    #[test]
+    fn amounts_of_memory() {
+        let shown = [27.44e9, 1e9, 4.5e8, 3.6e7].map(amount);
+        assert_eq!(shown, ["27.4G", "1.0G", "450M", "36M"]);
+    }
 }

@@ -15,7 +15,7 @@ use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::checkpoint::{CheckpointError, Measure};
+use esvit_train::checkpoint::CheckpointError;
 use esvit_train::run::{
     End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
     check_overwrite,
@@ -53,8 +53,8 @@ pub(super) struct Pretrain {
     /// Initialize from the weights in this file, or of this run; everything else starts afresh.
     #[arg(long, value_name = "PATH", conflicts_with = "continue_from", value_parser = run_or_file())]
     init_from: Option<PathBuf>,
-    /// Network of `--init-from` to take, such as `student` [default: the teacher, or the only
-    /// network; student and teacher of a run each from their own]
+    /// Network of `--init-from` to take, such as `student` [default: the one that its method evaluates, or
+    /// the only one; student and teacher of a run each from their own]
     #[arg(long, value_name = "NAME", requires = "init_from")]
     key: Option<String>,
     /// Continue in a new folder from the full state of a checkpoint, or of the newest one of a run,
@@ -68,7 +68,8 @@ pub(super) struct Pretrain {
 /// Options of new and of resumed runs.
 #[derive(Debug, clap::Args)]
 struct How {
-    /// Memory limit, for instance `8G`: splits each step into micro-batches that fit.
+    /// Memory limit, for instance `8G`: splits each step into micro-batches that fit, as large as
+    /// possible.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<f64>,
     /// Print the time spent in each phase.
@@ -145,21 +146,6 @@ impl How {
     ) -> Result<Exit> {
         teacher::attach(&mut config, output)?;
         config.check_ready()?;
-        if let Some(memory) = self.memory {
-            let fit = esvit_train::memory::fit(&config, memory)?;
-            config.train.micro_batch = Some(fit.micro_batch);
-            config.train.activation_checkpointing = fit.activation_checkpointing;
-            let activation_checkpointing =
-                if fit.activation_checkpointing { ", with activation checkpointing" } else { "" };
-            output.note(format!(
-                "within {:.1} GB: micro-batches of {} of the {} images of a \
-                 step{activation_checkpointing} (about {:.1} GB)",
-                memory / 1e9,
-                fit.micro_batch,
-                config.train.batch_size,
-                fit.bytes / 1e9
-            ));
-        }
         if self.dry_run {
             let step = newest(out).filter(|_| start == Start::Resume).map_or(0, |(step, _)| step);
             if start == Start::Resume {
@@ -168,12 +154,16 @@ impl How {
                     step => format!("the run goes on after step {step}"),
                 });
             }
-            let plan = match output.shows_notes() {
-                true => {
-                    let (source, _) = images(&config, output)?;
-                    Some(plan::show(&config, &source, out, output)?)
-                }
-                false => None,
+            let source = match output.shows_notes() {
+                true => Some(images(&config, output)?.0),
+                false => self.memory.map(|_| preview::source(&config)).transpose()?,
+            };
+            if let (Some(memory), Some(source)) = (self.memory, &source) {
+                plan::fit_memory(&mut config, &**source, memory, output)?;
+            }
+            let plan = match source.filter(|_| output.shows_notes()) {
+                Some(source) => Some(plan::show(&config, &source, out, output)?),
+                None => None,
             };
             let would = json!({
                 "run": printable(out),
@@ -250,7 +240,7 @@ impl How {
         output: &Output,
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
-        let prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
+        let prepared = Prepared::new(config, out, &start, self.memory, output)?;
         let stop = Arc::new(AtomicBool::new(false));
         stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
@@ -271,21 +261,22 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Opens the images of a run. Settings that need more memory than there is are refused, unless the user
-    /// has given an amount.
+    /// Opens the images of a run. Its steps are cut to fit into an amount of memory, in bytes, if one is
+    /// given; else settings that need more than there is are refused.
     pub(super) fn new(
         config: &Config,
         out: &Path,
         start: &Start,
-        is_memory_given: bool,
+        memory: Option<f64>,
         output: &Output,
     ) -> Result<Self> {
         let (source, task) = images(config, output)?;
-        if !is_memory_given {
-            plan::check_memory(config, &*source)?;
+        let mut config = config.clone();
+        match memory {
+            Some(memory) => plan::fit_memory(&mut config, &*source, memory, output)?,
+            None => plan::check_memory(&config, &*source)?,
         }
         // What a run of an earlier version was shown had the whole range.
-        let mut config = config.clone();
         let is_resumed = *start == Start::Resume && out.join("config.toml").is_file();
         if is_resumed || matches!(start, Start::ContinueFrom(_)) {
             config.data.range = RangeSetting::Levels(config.data.range.levels());
@@ -488,6 +479,7 @@ fn report(
         let steps = counted(outcome.session_steps as usize, "step");
         output.note(format!("{steps} in {}", clock(outcome.training)));
     }
+    let kept = outcome.best.and_then(|best| best.of_beginning());
     if let Some([first, last]) = outcome.retrieval {
         let (before, after) = (first.retrieval_top1, last.retrieval_top1);
         output.note(format!(
@@ -497,7 +489,7 @@ fn report(
         ));
         // Among few images, chance alone moves it by more than training does. Labels judge better, and of
         // weights to begin with more is said below.
-        let is_told = outcome.best.is_some_and(|best| best.step == Some(0));
+        let is_told = kept.is_some();
         if task.is_none() && after <= before && last.retrieval_images >= 100 && !is_told {
             output.warning(
                 "the network tells these images apart no better than before training\n\
@@ -505,17 +497,8 @@ fn report(
             );
         }
     }
-    if let Some(best) = outcome.best.filter(|best| best.step == Some(0)) {
-        let measure = match best.by {
-            Measure::Knn => "k-NN accuracy",
-            Measure::Retrieval => "images whose other crop is found",
-        };
-        output.warning(format!(
-            "no network of this run was better on these images than the one that it began with ({measure}: \
-             {:.1} %), which is kept as `best.safetensors`\n\
-             hint: use it as it is, train longer (`--time`), or lower `optim.lr`",
-            best.top1
-        ));
+    if let Some(kept) = kept {
+        output.warning(kept);
     }
     if let Some(task) = task.filter(|_| outcome.end == End::Finished) {
         let (ks, temperature) = ([config.knn.k], config.knn.temperature);
@@ -523,7 +506,9 @@ fn report(
         let network = NetworkArgs::on(config.train.device.parse()?);
         let choice = BackboneArgs { checkpoint, network };
         let backbone = choice.open(output)?;
-        let measured = eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        let mut measured =
+            eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        outcome.knn_at_start.iter().for_each(|first| measured.add_start(first));
         if json {
             result["knn"] = measured.report();
         } else {

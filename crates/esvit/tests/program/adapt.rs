@@ -2,7 +2,7 @@
 
 use esvit_train::span::Span;
 
-use crate::images::good;
+use crate::images::{good, labeled};
 use crate::place::{Place, metadata, tensors};
 
 fn place() -> Place {
@@ -84,6 +84,29 @@ fn an_original_that_stays_the_best_is_kept_and_said_to_be() {
     assert!(std::fs::read(&best).unwrap() == std::fs::read(next.checkpoint(0)).unwrap());
     let again = place.well("resume next");
     again.says(&["nothing to do"]);
+    let report = place.well("report next");
+    report.says(&["no network of this run was better on these images", "hint: use it as it is"]);
+    let page = next.text("report.html");
+    assert!(page.contains("which is kept as <code>best.safetensors</code>"));
+}
+
+#[test]
+fn what_a_run_began_with_is_in_its_table() {
+    let place = place();
+    labeled(&place, "classes", 6);
+    let line = ADAPT.replace("-d set", "-d classes");
+    let ended = place.well(&format!("{line} --out next --steps 4"));
+    let lines = place.folder("next").lines("metrics.jsonl");
+    let first = lines.iter().find(|line| line["step"] == 0 && line["knn_top1"].is_f64()).unwrap();
+    let [top1, top5] = ["knn_top1", "knn_top5"].map(|key| first[key].as_f64().unwrap());
+    let row = |name: &str| {
+        let place = ended.stdout.lines().position(|line| line.starts_with(name));
+        place.unwrap_or_else(|| panic!("no {name}\n{ended}"))
+    };
+    let places = ["untrained", "at the start", "trained"].map(row);
+    assert_eq!(places[1..], [places[0] + 1, places[0] + 2]);
+    let shown = ended.stdout.lines().nth(places[1]).unwrap();
+    assert!(shown.ends_with(&format!(" {top1:.1} / {top5:.1}")), "{ended}");
 }
 
 #[test]

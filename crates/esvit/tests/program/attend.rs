@@ -76,6 +76,26 @@ fn what_cannot_be_shown_is_said() {
     place.run(&format!("attend image.png --checkpoint {CHECKPOINT} --query 1;1")).expect(2);
 }
 
+/// The whole of a long image is more than a vision transformer computes at the usual height.
+#[test]
+fn a_long_image_is_refused_with_a_hint() {
+    let place = Place::new();
+    let long = encoded(textured(300, 1, 1), ImageFormat::Png);
+    place.write("long.png", long);
+    place.well(
+        "pretrain --recipe materials --arch vit_micro --out run --steps 1 --batch-size 2 \
+         objective.head.out_dim=32 views.local_counts=[0] knn.every=0 train.precision=f32",
+    );
+    let line = "attend long.png --whole --checkpoint run";
+    place.run(line).expect(1).says(&[
+        "`size` is 32 x 9600: its 19201 tokens have 368678401 pairs",
+        "hint: give a smaller `size`, or leave out `--whole`",
+    ]);
+    place.well("attend long.png --checkpoint run");
+    let large = place.run("attend long.png --checkpoint run --size 600").expect(1);
+    assert!(large.stderr.contains("hint: give a smaller `size`\n"), "{large}");
+}
+
 #[test]
 fn rollout_of_a_network_with_one_map() {
     let place = with_a_run();

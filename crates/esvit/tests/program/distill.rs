@@ -49,6 +49,15 @@ fn a_run_teaches_another_network() {
     let info = place.well("info student/checkpoints/epoch=0001-step=00000004.safetensors");
     assert!(info.stdout.contains("distillation from `run/"), "{info}");
     place.well("report student");
+    let page = student.text("report.html");
+    // From 96 values to the 32 of the teacher, for views and for regions: 6208 parameters.
+    for part in [
+        "heads 0.01 M, not counted",
+        "trained with distillation from <code>run/checkpoints/epoch=0001-step=00000025.safetensors</code>",
+        ": the global crop, which goes to student and teacher.",
+    ] {
+        assert!(page.contains(part), "`{part}` is not in the page");
+    }
 
     // It goes on with its teacher, by the name that it has now.
     place.well("resume student --steps 5").says(&["going on after step 4", "step 5/5"]);

@@ -40,6 +40,21 @@ fn help_fits_a_screen() {
     assert!(long.contains("L2-regularized logistic regression"), "{long}");
 }
 
+/// Of a method whose teacher serves training alone it is the student.
+#[test]
+fn a_key_is_that_of_the_network_that_is_evaluated() {
+    let place = Place::new();
+    for command in ["eval knn", "embed", "export", "eval transfer", "pretrain"] {
+        let help = place.well(&format!("{command} --help")).stdout;
+        let words: Vec<&str> = help.split_whitespace().collect();
+        let text = words.join(" ");
+        let said = "[default: the one that its method evaluates, or the only one";
+        assert!(text.contains(said) && !text.contains("[default: the teacher"), "{text}");
+    }
+    let settings = place.well("config --schema").stdout;
+    assert!(settings.contains("`none` for the one that its method evaluates, or the only one"));
+}
+
 #[test]
 fn every_command_prints_json_if_asked() {
     let place = Place::new();

@@ -43,8 +43,11 @@ fn what_a_run_would_do() {
     assert!(per_step > 0.0 && seconds > 49.0 * per_step && memory > 1e6, "{would}");
     assert_eq!(would["settings"]["objective"]["head"]["out_dim"], 32, "{would}");
     assert!(plan["free_disk_bytes"].as_f64().unwrap() > 1e6 && would["first_step"] == 0, "{would}");
-    let line = format!("pretrain --out run {TINY} --dry-run --json --threads 3");
-    assert_eq!(place.well(&line).json()["plan"]["threads"], 3);
+    let split = "objective.head.use_bn_in_head=true train.micro_batch=2";
+    let line = format!("pretrain --out run {TINY} --dry-run --json --threads 3 {split}");
+    let would = place.well(&line);
+    assert_eq!(would.json()["plan"]["threads"], 3);
+    would.says(&["batch normalization has the statistics of 2 images at a time, of the 4"]);
     // Without a plan nothing is timed.
     let would = place.well(&format!("pretrain --out run {TINY} --dry-run --json --quiet")).json();
     assert!(would["plan"].is_null() && would["settings"].is_object(), "{would}");

@@ -85,6 +85,23 @@ fn settings_that_make_no_sense() {
     refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
     let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
     refuses(&place, &line("--epochs 2"), &twice);
+    // The recipe has given the other one of two that do not go together.
+    let adamw = ["hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`"];
+    refuses(&place, "pretrain --out new --objective simclr optim.name=adamw", &adamw);
+    place.well("config --objective simclr optim.name=adamw optim.lr_in_momentum=false");
+    // What was typed is told, and whose it is.
+    refuses(
+        &place,
+        "pretrain --out new --objective moby --teacher photos",
+        &["`objective.teacher` (`--teacher`) on", "setting of the objective `distill`", "hint: "],
+    );
+    let of_moco = "pretrain --out new --objective mocov2";
+    let out_dim = ["`objective.head.out_dim` (`--out_dim`) on", "give `objective.out_dim`, which"];
+    refuses(&place, &format!("{of_moco} --out_dim 64"), &out_dim);
+    let region = ["`objective.region` (`--use_dense_prediction`) on", "and not of `mocov2`"];
+    refuses(&place, &format!("{of_moco} --use_dense_prediction True"), &region);
+    let alone = ["`train.batch_size` is 1: `simclr` compares the images of a step", "hint: a step"];
+    refuses(&place, "pretrain --out new --objective simclr --batch-size 1", &alone);
     refuses(&place, "pretrain --out new train.accumulate=2", &["hint: give `train.batch_size`"]);
 }
 

@@ -115,7 +115,7 @@ fn a_run_that_was_stopped_and_whose_images_are_gone() {
     place.write("run/metrics.jsonl", format!("{metrics}no figures\n{{\"step\":"));
     place
         .well("report run --out page.html")
-        .says(&["`env.json` is missing", "`log.txt` is missing", "1 lines cannot be read"])
+        .says(&["`env.json` is missing", "`log.txt` is missing", "1 line cannot be read"])
         .says(&["0 of 1 epochs are done", "hint: `esvit resume run`"]);
     let page = page(&place, "page.html");
     is_one_whole_file(&page);

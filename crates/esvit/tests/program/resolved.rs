@@ -8,6 +8,7 @@ use esvit_train::objective::esvit::EsvitConfig;
 
 use serde_json::json;
 
+use crate::images::good;
 use crate::place::{Place, TINY};
 
 fn esvit(objective: ObjectiveConfig) -> EsvitConfig {
@@ -37,6 +38,19 @@ fn the_recipe_follows_from_the_images() {
     let no_name = "pretrain --objective dino3 --dry-run";
     place.run(no_name).expect(2).says(&["no objective `dino3`", "`esvit`", "`supervised`"]);
     assert!(place.files("").is_empty(), "a dry run leaves nothing behind");
+}
+
+/// As docs/recipes.md says.
+#[test]
+fn every_other_objective_brings_its_recipe() {
+    let place = Place::new();
+    for name in ObjectiveConfig::NAMES.iter().filter(|name| **name != "esvit") {
+        let [by_recipe, by_objective] = ["--recipe", "--objective"].map(|option| {
+            place.well(&format!("config --data photos {option} {name} --json")).json()
+        });
+        assert_eq!(by_objective, by_recipe, "{name}");
+        assert_eq!(by_objective["objective"]["name"], *name);
+    }
 }
 
 #[test]
@@ -78,7 +92,9 @@ fn published_flags_are_settings() {
 #[test]
 fn memory_cuts_a_step_into_parts_that_fit() {
     let place = Place::new();
-    let line = "pretrain --recipe esvit --data photos --arch swin_tiny_w7 train.precision=f32";
+    good(&place, "photos", 4);
+    let line = "pretrain --recipe esvit --data photos --arch swin_tiny_w7 train.precision=f32 \
+        data.repeat=128";
     let fitted = |memory: &str| {
         let config = place.settings(&format!("{line} --memory {memory}")).train;
         assert_eq!(config.batch_size, 512, "{memory}");
@@ -98,11 +114,35 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
         place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
     }
+    // What is named is a setting of the objective.
+    let of_moco = place.run("pretrain --objective mocov3 --arch vit_micro --memory 1K").expect(1);
+    let of_moco = of_moco.says(&["and 1 kB were given", "`train.batch_size`"]).stderr;
+    assert!(!of_moco.contains("prototypes"), "{of_moco}");
     // What is said is what the run has.
     let run = format!("pretrain --out run {TINY} train.epochs=1 --memory 8G train.batch_size=8");
     place.well(&run).says(&["within 8.0 GB: micro-batches of 8 of the 8 images of a step"]);
     let stored = place.settings("resume run").train;
     assert_eq!((stored.batch_size, stored.micro_batch, stored.epochs), (8, Some(8), Some(1)));
+}
+
+/// Where there are fewer images than a batch, a step has these, and takes the memory of these.
+#[test]
+fn memory_is_judged_by_the_images_there_are() {
+    let place = Place::new();
+    let line = "pretrain --objective mocov3 --arch vit_micro train.precision=f32 --memory 8G";
+    let found = place.settings(line).train;
+    let by_hand = place.settings(&format!("{line} --batch-size 101")).train;
+    assert_eq!(found.batch_size, 101, "the built-in images");
+    assert_eq!(found, by_hand);
+    good(&place, "few", 3);
+    place.well(&format!("pretrain --data few --out run {TINY} train.epochs=1 --memory 8G")).says(
+        &[
+            "a step has 3 images instead of 4",
+            "within 8.0 GB: micro-batches of 3 of the 3 images of a step",
+        ],
+    );
+    let stored = place.settings("resume run").train;
+    assert_eq!((stored.batch_size, stored.micro_batch), (3, Some(3)));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::images::good;
 use crate::place::{Place, TINY, tensors};
 
 /// What a run with some settings leaves: tensors of the last checkpoint, and the lines about steps and epochs.
@@ -63,6 +64,23 @@ fn micro_batches_have_the_loss_of_one_large_batch() {
     assert_eq!(column(&whole.steps, "lr"), column(&parts.steps, "lr"));
     let [whole, parts] = [whole, parts].map(|run| column(&run.steps, "train_loss")[0]);
     assert!((whole - parts).abs() < 1e-4 * whole, "{whole} in one batch, {parts} in two parts");
+}
+
+/// But for batch normalization, whose statistics are those of a part.
+#[test]
+fn a_split_step_with_batch_normalization_is_warned_of() {
+    let place = Place::new();
+    good(&place, "set", 8);
+    let line = "pretrain -d set --objective mocov2 --arch resnet_micro objective.queue_length=32 \
+        views.global_size=32 --batch-size 8 train.precision=f32 knn.every=0";
+    let warning =
+        "warning: batch normalization has the statistics of 2 images at a time, of the 8 of a step";
+    let split = format!("{line} --steps 1 train.micro_batch=2");
+    place.well(&format!("{split} --out parts")).says(&[warning, "hint: raise `train.micro_batch`"]);
+    assert!(place.folder("parts").text("train.log").contains(warning));
+    let whole = place.well(&format!("{line} --steps 1 --out whole"));
+    assert!(!whole.stderr.contains("batch normalization"), "{whole}");
+    assert_eq!(place.settings("resume whole").train.micro_batch, Some(8));
 }
 
 #[test]

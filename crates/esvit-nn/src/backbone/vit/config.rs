@@ -482,6 +482,8 @@ mod tests {
         ] {
             let error = config.check_image("crop", sides).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
+            let is_work = sides == [1024, 1024];
+            assert_eq!(error.ends_with("\nhint: give a smaller `crop`"), is_work, "{error}");
         }
     }
 }

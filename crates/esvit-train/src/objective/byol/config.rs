@@ -110,6 +110,13 @@ impl ObjectiveSettings for ByolConfig {
         }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some(match self.region.loss {
+            ByolRegionLoss::Softmax => "fewer prototypes (`objective.region.head.out_dim`)",
+            _ => "narrower heads (`objective.hidden_dim`)",
+        })
+    }
+
     fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
         infonce::collapse(signal)
     }

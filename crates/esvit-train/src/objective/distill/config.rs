@@ -23,7 +23,8 @@ settings! {
         /// The teacher: a file of weights, or a run (its best checkpoint, or else its newest).
         #[serde(with = "none_word")]
         pub teacher: Option<PathBuf> = None,
-        /// Network of the teacher's file to take, such as `encoder_k`; `none` for its teacher, or the only one.
+        /// Network of the teacher's file to take, such as `encoder_k`; `none` for the one that its method
+        /// evaluates, or the only one.
         #[serde(with = "none_word")]
         pub teacher_key: Option<String> = None,
         /// Side in pixels at which the teacher sees a global view, others in proportion; `auto` for that of
@@ -197,6 +198,11 @@ impl ObjectiveSettings for DistillConfig {
         };
         let width = self.teacher().map_or(0, |teacher| teacher.width());
         4.0 * (tasks * self.settings.prototypes * width) as f64
+    }
+
+    fn less_memory(&self) -> Option<&'static str> {
+        let has_prototypes = self.settings.loss == DistillLoss::Prototypes;
+        has_prototypes.then_some("fewer prototypes (`objective.prototypes`)")
     }
 
     fn held_bytes(&self) -> f64 {

@@ -316,6 +316,10 @@ impl ObjectiveSettings for EsvitConfig {
         HeadMemory { saved, student_logits: logits, teacher_logits: logits, targets }
     }
 
+    fn less_memory(&self) -> Option<&'static str> {
+        Some("fewer prototypes (`objective.head.out_dim`)")
+    }
+
     fn collapse(&self, signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse> {
         health::collapse(signal)
     }

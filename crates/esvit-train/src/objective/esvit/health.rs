@@ -9,7 +9,7 @@ use esvit_nn::esvit_heads::Predictions;
 use esvit_nn::ops;
 
 use super::Centers;
-use crate::objective::{Collapse, Health};
+use crate::objective::{Collapse, GLOBAL_VIEWS, Health};
 
 /// Share of the largest possible mutual information below which outputs count as independent of
 /// the image.
@@ -60,7 +60,8 @@ pub(super) fn collapse(signal: &dyn Fn(&str) -> Option<f64>) -> Option<Collapse>
     Some(if teacher > UNIFORM_SHARE * most { UNIFORM } else { CONSTANT })
 }
 
-/// Statistics of the teacher's outputs for the views of a batch, at its temperature.
+/// Statistics of the teacher's outputs for the views of a batch, at its temperature. The spread of features is
+/// that of images, of which there must be several.
 pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> Health {
     let logits = teacher.view_logits.clone().detach().matrix();
     let [rows, prototypes] = logits.dims();
@@ -74,21 +75,22 @@ pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> He
     let entropy = mean_entropy(distributions);
     let most = (prototypes as f64).ln();
     let center_norm = scalar(centers.view.clone().square().sum()).sqrt();
-    let feature_std = (scalar(variance) * width as f64).sqrt();
-    Health {
+    let mut health = Health {
         signals: vec![
             (TEACHER_ENTROPY, entropy),
             (MARGINAL_ENTROPY, mean_entropy(marginal)),
             (MAX_ENTROPY, most),
             (ROWS, rows as f64),
             (CENTER_NORM, center_norm),
-            (FEATURE_STD, feature_std),
         ],
-        summary: format!(
-            "teacher entropy {entropy:.2} of {most:.2}, center {center_norm:.2}, feature std \
-             {feature_std:.2}"
-        ),
+        summary: format!("teacher entropy {entropy:.2} of {most:.2}, center {center_norm:.2}"),
+    };
+    if rows > GLOBAL_VIEWS {
+        let feature_std = (scalar(variance) * width as f64).sqrt();
+        health.signals.push((FEATURE_STD, feature_std));
+        health.summary.push_str(&format!(", feature std {feature_std:.2}"));
     }
+    health
 }
 
 /// Mean entropy of rows in nats, with 0 log 0 = 0.
@@ -186,6 +188,20 @@ mod tests {
         }
         let words = "teacher entropy 1.04 of 1.10, center 3.00, feature std 0.72";
         assert_eq!(found.summary, words);
+    }
+
+    /// Two views of one image say nothing of how images spread.
+    #[test]
+    fn one_image_has_no_spread() {
+        let device = Device::Cpu;
+        let teacher = Predictions {
+            view_features: Tensor::ones([2, 3], &device),
+            view_logits: PrototypeLogits::from_matrix(Tensor::ones([2, 4], &device)),
+            region: None,
+        };
+        let found = examine(&teacher, &Centers::zeros(4, false, &device), 1.0);
+        assert_eq!((found.signal(FEATURE_STD), found.signal(ROWS)), (None, Some(2.0)));
+        assert_eq!(found.summary, "teacher entropy 1.39 of 1.39, center 0.00");
     }
 
     /// What a batch with these statistics looks like.

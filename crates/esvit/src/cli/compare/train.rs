@@ -121,7 +121,7 @@ impl<'a> Runs<'a> {
         let (mut config, start) = self.beginning(run, &folder)?;
         teacher::attach(&mut config, self.output)?;
         self.output.note(format!("run folder `{}`", folder.display()));
-        let prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
+        let prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
         self.check_same(run, &prepared, &folder)?;
         // A folder without checkpoints holds nothing that would be lost.
         let mut next = (matches!(start, Start::ContinueFrom(_)), start);

@@ -11,6 +11,7 @@ use esvit_eval::knn::{
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::probe::wilson_interval;
 use esvit_model::PretrainedBackbone;
+use esvit_train::run::KnnMetrics;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -121,6 +122,21 @@ impl Measured {
             "temperature": self.temperature,
             "results": self.rows,
         })
+    }
+
+    /// Adds what the weights had that the run began with, before what they have become.
+    pub(in crate::cli) fn add_start(&mut self, first: &KnnMetrics) {
+        let KnnMetrics { knn_k, knn_top1, knn_top5, .. } = *first;
+        let Some(last) = self.rows.last() else { return };
+        let of_start = |of: &Accuracy| {
+            (of.k == knn_k).then_some(Accuracy { top1: knn_top1, top5: knn_top5, ..*of })
+        };
+        // The gallery is the same.
+        let accuracies: Option<Vec<Accuracy>> = last.accuracies.iter().map(of_start).collect();
+        if let Some(accuracies) = accuracies {
+            let place = self.rows.len() - 1;
+            self.rows.insert(place, Row { features: "at the start", accuracies });
+        }
     }
 
     /// Prints the accuracies, as JSON or as a table.

@@ -35,7 +35,7 @@ pub(in crate::cli) struct Transfer {
     /// Second checkpoint or weights file to compare with.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Network of `--against` to load [default: the teacher, or the only network]
+    /// Network of `--against` to load [default: the one that its method evaluates, or the only one]
     #[arg(long, value_name = "NAME", requires = "against")]
     against_key: Option<String>,
     /// Results file, appended to after each dataset; results it already has are reused.
