@@ -67,6 +67,7 @@ fn variants_are_compared_over_seeds() {
     let ended = place.well(&line(&format!("{settings} --seeds 2 --json")));
     let report = ended.json();
     let ended = ended.says(&["run 4 of 4: `both-2`", "wrote `c/compare.md`, `c/compare.json`"]);
+    assert!(!ended.stderr.contains("no checkpoint yet"), "{ended}");
     assert_eq!(report["seeds"], serde_json::json!([1, 2]), "{ended}");
     assert_eq!(
         (&report["length"], &report["judged_on"]),

@@ -179,7 +179,9 @@ impl<'a> Runs<'a> {
         }
         let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start)
         else {
-            return Ok((config, Start::Resume));
+            // One that was killed before its first checkpoint has left a folder.
+            let is_new = RunFolder::check_free(folder, false).is_ok();
+            return Ok((config, if is_new { Start::New } else { Start::Resume }));
         };
         let file = self.folder.start(&continues.from, run.seed, step);
         if !file.is_file() {
