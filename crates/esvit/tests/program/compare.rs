@@ -200,6 +200,24 @@ fn a_variant_goes_on_from_another() {
     assert_eq!(svg.matches("<circle").count(), 4 + 3, "{svg}");
 }
 
+/// Twenty steps of four images before it went on, and twenty of eight since.
+#[test]
+fn images_of_a_run_that_goes_on_are_those_of_both() {
+    let place = Place::new();
+    let line = format!("compare --out c {}", TINY.replace("train.epochs=3", "train.steps=40"));
+    let compare = |more: &str| {
+        let next = "b: --continue-from a --continue-at 50% --batch-size 8";
+        let runs = ["--run", "a", "--run", next].map(OsStr::new);
+        place.run_with(&format!("{line} {more}"), &runs).expect(0).json()
+    };
+    let seen = |report: Value| {
+        ["a-1", "b-1"].map(|run| named(&report["runs"], "run", run)["images_seen"].clone())
+    };
+    let would = seen(compare("--dry-run --json --quiet"));
+    assert_eq!(would, [160, 80 + 160].map(Value::from));
+    assert_eq!(seen(compare("--json")), would);
+}
+
 #[test]
 fn every_run_sees_the_same_number_of_images() {
     let place = Place::new();
