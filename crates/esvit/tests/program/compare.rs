@@ -326,8 +326,21 @@ fn settings_that_have_changed_are_refused() {
         .says(&["goes on with the settings that the comparison has"]);
     assert!(place.files("") == before, "nothing was written");
 
-    // A run that was changed by hand is not taken for one of the comparison.
+    // A run that was changed by hand is not taken for one of the comparison, measured or not.
+    let settings = place.folder("c/view-1").text("config.toml");
+    let edited = settings.replace("\nmomentum_teacher = ", "\nmomentum_teacher = 0.5 # ");
+    assert_ne!(edited, settings);
+    place.write("c/view-1/config.toml", edited);
+    for command in ["compare --resume --out c", "compare --resume --out c --dry-run --quiet"] {
+        let ended = place.run(command).expect(1).says(&[
+            "the run `c/view-1` has other settings than the comparison: objective.momentum_teacher = 0.5 (it was",
+            "hint: delete the folder and its line in `c/measured.jsonl`, and the run is trained again",
+        ]);
+        assert!(ended.stdout.is_empty(), "{ended}");
+    }
+    place.write("c/view-1/config.toml", settings);
     place.well("resume c/view-1 train.epochs=2");
+    place.run("compare --resume --out c").expect(1).says(&["train.epochs = 2 (it was 1)"]);
     fs::remove_file(place.path("c/measured.jsonl")).unwrap();
     place.run("compare --resume --out c").expect(1).says(&[
         "the run `c/view-1` has other settings than the comparison: train.epochs = 2 (it was 1)",

@@ -1,6 +1,7 @@
 //! What was measured of the runs that are done, a line each: `measured.jsonl` in the folder.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -33,9 +34,14 @@ pub(super) struct Measured<'a> {
     judge: Option<Judge>,
 }
 
+/// The file in a folder.
+pub(super) fn file(folder: &Folder) -> PathBuf {
+    folder.file(FILE)
+}
+
 /// The lines of the file; none if there is no file.
 pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
-    let path = folder.file(FILE);
+    let path = file(folder);
     let text = match read_text(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
@@ -58,7 +64,7 @@ pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
 impl<'a> Measured<'a> {
     pub(super) fn open(folder: &'a Folder) -> Result<Self> {
         // A line that was cut off is dropped.
-        let log = LineLog::open(&folder.file(FILE))?;
+        let log = LineLog::open(&file(folder))?;
         Ok(Self { folder, results: read(folder)?, log, judge: None })
     }
 

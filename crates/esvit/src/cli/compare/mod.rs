@@ -6,6 +6,7 @@ mod folder;
 mod measured;
 mod memory;
 mod resolve;
+mod same;
 mod seeds;
 mod summary;
 mod train;
@@ -63,6 +64,7 @@ impl Compare {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let folder = Folder::at(self.out.clone());
         let comparison = self.comparison(&folder, output)?;
+        same::check(&comparison, &folder)?;
         if self.dry_run {
             dry_run::show(&comparison, &folder, self.json, output)?;
             return Ok(Exit::Success);

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::{Folders, RangeSetting};
+use esvit_data::RangeSetting;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::PrecisionChoice;
 use esvit_train::config_text::parse_file;
-use esvit_train::objective::ObjectiveConfig;
-use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start, settled};
+use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start};
 use esvit_train::variants::{Comparison, Run, run_name};
 
 use super::folder::Folder;
@@ -122,7 +121,6 @@ impl<'a> Runs<'a> {
         teacher::attach(&mut config, self.output)?;
         self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
-        self.check_same(run, &prepared, &folder)?;
         // A folder without checkpoints holds nothing that would be lost.
         let mut next = (matches!(start, Start::ContinueFrom(_)), start);
         let variant = &run.variant.asked.name;
@@ -204,39 +202,6 @@ impl<'a> Runs<'a> {
         Ok((config, Start::ContinueFrom(file)))
     }
 
-    /// Checks that a run that is there has the settings of the comparison, apart from what was left to its
-    /// start and how its steps are cut.
-    fn check_same(&self, run: &Run<'_>, prepared: &Prepared, folder: &Path) -> Result<()> {
-        let mut planned = run.config();
-        self.folder.find_images(&mut planned);
-        if planned.train.precision == PrecisionChoice::Auto {
-            planned.train.precision = prepared.config.train.precision;
-        }
-        let [mut planned, found] = [&planned, &prepared.config].map(|config| {
-            let mut config = settled(config, &*prepared.source, 1);
-            make_real(&mut config);
-            config
-        });
-        planned.data.range = found.data.range;
-        planned.train.micro_batch = found.train.micro_batch;
-        planned.train.activation_checkpointing = found.train.activation_checkpointing;
-        if planned.train.time.is_some() {
-            (planned.train.epochs, planned.train.steps, planned.train.time) =
-                (found.train.epochs, found.train.steps, found.train.time);
-        }
-        let changes = found.differences(&planned);
-        if changes.is_empty() {
-            return Ok(());
-        }
-        bail!(
-            "the run `{}` has other settings than the comparison: {}\n\
-             hint: delete the folder, and the run is trained again; a run with other settings is begun in \
-             a folder of its own",
-            folder.display(),
-            changes.join(", ")
-        )
-    }
-
     fn train(
         &self,
         prepared: &Prepared,
@@ -248,21 +213,6 @@ impl<'a> Runs<'a> {
         let progress = Progress::new(self.output);
         let mut observer = Until { progress, step: until, stop: stop.clone() };
         prepared.train(folder, start, overwrite, stop, &mut observer)
-    }
-}
-
-/// Paths that lead to the same place are no other settings.
-fn make_real(config: &mut Config) {
-    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-    if let Some(folders) = &config.data.path {
-        config.data.path = Folders::of(&folders.paths().iter().map(real).collect::<Vec<_>>());
-    }
-    let teacher = match &mut config.objective {
-        ObjectiveConfig::Distill(distill) => &mut distill.settings.teacher,
-        _ => &mut None,
-    };
-    for path in [&mut config.knn.train, &mut config.knn.val, teacher].into_iter().flatten() {
-        *path = real(path);
     }
 }
 
