@@ -104,8 +104,10 @@ pub fn against_throughput(rows: &[Row]) -> Option<Drawing> {
 
 /// A mark for each variant, beside levels of raw pixels and untrained networks.
 fn marks(rows: &[Row], title: &str, x: fn(&Row) -> Option<f64>) -> Option<Drawing> {
+    // Of a variant whose runs all failed there is nothing.
     let has = |metric: &Metric| {
-        rows.iter().filter(|row| row.is_variant).all(|row| (metric.of_row)(row).is_some())
+        let mut shown = rows.iter().filter(|row| row.is_variant && row.seeds > 0);
+        shown.all(|row| (metric.of_row)(row).is_some())
     };
     let metric = [KNN, RETRIEVAL].into_iter().find(has)?;
     let shape = |row: &Row| {
@@ -123,7 +125,7 @@ fn marks(rows: &[Row], title: &str, x: fn(&Row) -> Option<f64>) -> Option<Drawin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::result::{Start, example};
+    use crate::compare::result::{Start, example, failed};
     use crate::compare::rows;
 
     fn svg(drawing: Option<Drawing>) -> String {
@@ -199,14 +201,16 @@ mod tests {
     fn variants_are_marks_and_baselines_levels() {
         let results =
             [example("view", 0, 30.0), example("view", 1, 34.0), example("both", 0, 20.0)];
-        let drawn = svg(against_parameters(&rows(&results)));
+        let drawn = svg(against_parameters(&rows(&["view", "both"], &results, &[])));
         for part in [">parameters<", ">raw pixels<", ">untrained<", ">view<", ">both<"] {
             assert!(drawn.contains(part), "{part} {drawn}");
         }
         // A mark and its entry in the legend.
         assert_eq!(drawn.matches("<circle").count(), 4);
-        let drawn = svg(against_throughput(&rows(&results)));
+        let failed = [failed("bad", 0)];
+        let drawn = svg(against_throughput(&rows(&["bad", "view", "both"], &results, &failed)));
         assert!(drawn.contains(">images per second, forward<"), "{drawn}");
+        assert!(drawn.contains(">k-NN top-1 (%)<") && !drawn.contains(">bad"), "{drawn}");
         assert!(against_parameters(&[]).is_none());
     }
 }

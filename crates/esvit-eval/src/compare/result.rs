@@ -90,6 +90,26 @@ pub struct RunResult {
     pub checks: Vec<Check>,
 }
 
+/// A run that failed, of which there are no figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedRun {
+    /// Name of its folder.
+    pub run: String,
+    /// Its variant.
+    pub variant: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A run that failed, for tests.
+#[cfg(test)]
+pub(super) fn failed(variant: &str, seed: u64) -> FailedRun {
+    let (run, reason) = (format!("{variant}-{seed}"), "the loss is NaN".into());
+    FailedRun { run, variant: variant.into(), seed, reason }
+}
+
 /// A run with these figures, for tests.
 #[cfg(test)]
 pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{RunResult, Scores};
+use super::{FailedRun, RunResult, Scores};
 use crate::probe::MeanStd;
 
 /// Means over the runs of a variant, or over the networks that they began with.
@@ -13,8 +13,10 @@ pub struct Row {
     /// Whether it is a variant, and not something to compare with.
     #[serde(skip)]
     pub is_variant: bool,
-    /// Number of seeds; 1 where there is nothing random.
+    /// Number of seeds that the figures are of; 1 where there is nothing random.
     pub seeds: usize,
+    /// Number of seeds whose runs failed: the figures are without them.
+    pub failed: usize,
     /// The images that it was trained on, in words.
     pub data: Option<String>,
     /// Images that it saw.
@@ -37,13 +39,12 @@ pub struct Row {
     pub forward_images_per_s: Option<MeanStd>,
 }
 
-/// A row for raw pixels, for the untrained networks, and for each variant in the order of its first run.
-/// Variants with the same network share a row of the untrained ones, and those that prepare images in
+/// A row for raw pixels, for the untrained networks, and for each of the `variants` that has a run which is done
+/// or failed. Variants with the same network share a row of the untrained ones, and those that prepare images in
 /// the same way one of raw pixels.
-pub fn rows(results: &[RunResult]) -> Vec<Row> {
+pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> Vec<Row> {
     let pixels = groups(results, |result| &result.preprocess);
     let networks = groups(results, |result| (&result.preprocess, &result.shape));
-    let variants = groups(results, |result| &result.variant);
     let mut rows = Vec::new();
     for group in &pixels {
         let name = named("raw pixels", group, pixels.len());
@@ -61,7 +62,14 @@ pub fn rows(results: &[RunResult]) -> Vec<Row> {
         let row = Row::of_scores(named("untrained", group, networks.len()), &scores);
         rows.push(Row { parameters: Some(group[0].parameters), ..row });
     }
-    rows.extend(variants.iter().map(|group| Row::of_variant(group)));
+    for name in variants {
+        let runs: Vec<&RunResult> =
+            results.iter().filter(|result| result.variant == *name).collect();
+        let failed = failed.iter().filter(|run| run.variant == *name).count();
+        if !runs.is_empty() || failed > 0 {
+            rows.push(Row { failed, ..Row::of_variant(name, &runs) });
+        }
+    }
     rows
 }
 
@@ -107,6 +115,7 @@ impl Row {
             name,
             is_variant: false,
             seeds: scores.len(),
+            failed: 0,
             data: None,
             images_seen: None,
             knn: mean(scores, |scores| scores.knn),
@@ -120,17 +129,28 @@ impl Row {
         }
     }
 
-    fn of_variant(runs: &[&RunResult]) -> Self {
+    fn of_variant(name: &str, runs: &[&RunResult]) -> Self {
         let trained: Vec<Scores> = runs.iter().map(|run| run.trained).collect();
+        let first = runs.first();
         Self {
             is_variant: true,
-            data: Some(runs[0].data.clone()),
+            data: first.map(|run| run.data.clone()),
             images_seen: mean(runs, |run| Some(run.images_seen as f64)),
             training_seconds: mean(runs, |run| Some(run.training_seconds)),
             peak_memory_mb: mean(runs, |run| run.peak_memory_mb),
-            parameters: Some(runs[0].parameters),
+            parameters: first.map(|run| run.parameters),
             forward_images_per_s: mean(runs, |run| Some(run.forward_images_per_s)),
-            ..Self::of_scores(runs[0].variant.clone(), &trained)
+            ..Self::of_scores(name.into(), &trained)
+        }
+    }
+
+    /// Its name, and which of its runs are missing.
+    pub(super) fn label(&self) -> String {
+        let Self { name, seeds, failed, .. } = self;
+        match (seeds, failed) {
+            (_, 0) => name.clone(),
+            (0, _) => format!("{name} (failed)"),
+            _ => format!("{name} ({seeds} of {} seeds)", seeds + failed),
         }
     }
 }
@@ -138,7 +158,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::result::example;
+    use crate::compare::result::{example, failed};
 
     fn names(rows: &[Row]) -> Vec<&str> {
         rows.iter().map(|row| row.name.as_str()).collect()
@@ -148,7 +168,7 @@ mod tests {
     fn variants_are_means_over_their_seeds() {
         let results =
             [example("view", 0, 30.0), example("both", 0, 20.0), example("view", 1, 34.0)];
-        let rows = rows(&results);
+        let rows = rows(&["view", "both", "not begun"], &results, &[]);
         assert_eq!(names(&rows), ["raw pixels", "untrained", "view", "both"]);
         assert_eq!(rows.iter().map(|row| row.seeds).collect::<Vec<_>>(), [1, 2, 2, 1]);
         let of = |row: usize| rows[row].knn.unwrap();
@@ -168,9 +188,27 @@ mod tests {
     fn what_one_run_lacks_is_missing() {
         let mut results = [example("view", 0, 30.0), example("view", 1, 34.0)];
         results[1].peak_memory_mb = None;
-        let rows = rows(&results);
+        let rows = rows(&["view"], &results, &[]);
         assert_eq!((rows[2].peak_memory_mb, rows[2].linear), (None, None));
         assert!(rows[2].retrieval.is_some());
+    }
+
+    /// The mean is that of the seeds that are left, and the row says so.
+    #[test]
+    fn failed_runs_are_counted() {
+        let results =
+            [example("view", 0, 30.0), example("view", 2, 34.0), example("both", 0, 20.0)];
+        let failed = [failed("bad", 0), failed("view", 1), failed("bad", 1)];
+        let found = rows(&["bad", "view", "both"], &results, &failed);
+        let labels: Vec<String> = found[2..].iter().map(Row::label).collect();
+        assert_eq!(labels, ["bad (failed)", "view (2 of 3 seeds)", "both"]);
+        assert_eq!(names(&found)[2..], ["bad", "view", "both"]);
+        let counts: Vec<_> = found[2..].iter().map(|row| (row.seeds, row.failed)).collect();
+        assert_eq!(counts, [(0, 2), (2, 1), (1, 0)]);
+        assert_eq!(found[3].knn.unwrap().mean, 32.0);
+        let Row { knn, parameters, data, images_seen, .. } = &found[2];
+        assert!(knn.is_none() && parameters.is_none() && data.is_none() && images_seen.is_none());
+        assert_eq!(names(&rows(&["bad"], &[], &failed)), ["bad"]);
     }
 
     #[test]
@@ -178,7 +216,7 @@ mod tests {
         let mut results = [example("a", 0, 30.0), example("b", 0, 30.0), example("c", 0, 30.0)];
         results[1].shape = "vit".into();
         results[2].preprocess = "64".into();
-        let rows = rows(&results);
+        let rows = rows(&["a", "b", "c"], &results, &[]);
         assert_eq!(
             names(&rows),
             [

@@ -62,6 +62,12 @@ impl Run<'_> {
         run_name(&self.variant.asked.name, self.seed)
     }
 
+    /// The name of the run that it goes on from, if it does.
+    pub fn base(&self) -> Option<String> {
+        let continues = self.variant.asked.continues.as_ref()?;
+        Some(run_name(&continues.from, self.seed))
+    }
+
     /// Its settings.
     pub fn config(&self) -> Config {
         Config { seed: self.seed, ..self.variant.config.clone() }
@@ -222,6 +228,9 @@ mod tests {
         let comparison = comparison();
         let names: Vec<String> = comparison.runs().map(|run| run.name()).collect();
         assert_eq!(names, ["view-0", "added-0", "view-3", "added-3"]);
+        let bases: Vec<Option<String>> = comparison.runs().map(|run| run.base()).collect();
+        let [first, second] = ["view-0", "view-3"].map(|name| Some(name.to_owned()));
+        assert_eq!(bases, [None, first, None, second]);
         assert!(comparison.runs().all(|run| run.config().seed == run.seed));
         assert_eq!(comparison.starts_from("view"), [7]);
         assert_eq!(comparison.starts_from("added"), [0; 0]);

@@ -10,28 +10,28 @@ use crate::images::{good, labeled};
 use crate::place::Ended;
 use crate::place::{Place, TINY, metadata};
 
-const VARIANTS: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
+pub(crate) const VARIANTS: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
     [[variant]]\nname = \"both\"\n";
 
 /// The view task, and from its middle on both.
-const ADDED: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
+pub(crate) const ADDED: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
     [[variant]]\nname = \"added\"\ncontinue_from = \"view\"\ncontinue_at = \"50%\"\n\
     objective.region = true\n";
 
 /// A place with these variants in `v.toml`.
-fn with_variants(text: &str) -> Place {
+pub(crate) fn with_variants(text: &str) -> Place {
     let place = Place::new();
     place.write("v.toml", text);
     place
 }
 
 /// The beginning of a comparison's command line.
-fn line(rest: &str) -> String {
+pub(crate) fn line(rest: &str) -> String {
     format!("compare --out c --variants v.toml {TINY} {rest}")
 }
 
 /// The runs of a line of JSON, or of other things, by their names.
-fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
+pub(crate) fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     let found = list.as_array().unwrap().iter().find(|item| item[key] == name);
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }

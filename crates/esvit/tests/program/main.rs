@@ -9,6 +9,7 @@ mod broken_images;
 mod checks;
 mod commands;
 mod compare;
+mod compare_failures;
 mod comparison;
 mod config;
 mod correspondence;

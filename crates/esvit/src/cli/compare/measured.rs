@@ -1,5 +1,6 @@
 //! What was measured of the runs that are done, a line each: `measured.jsonl` in the folder.
 
+use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub(super) struct Measured<'a> {
     folder: &'a Folder,
     results: Vec<RunResult>,
     log: LineLog,
-    /// What they are measured on, once it is needed.
-    judge: Option<Judge>,
+    /// Whether images that cannot be read were named.
+    has_warned: Cell<bool>,
 }
 
 /// The file in a folder.
@@ -65,7 +66,7 @@ impl<'a> Measured<'a> {
     pub(super) fn open(folder: &'a Folder) -> Result<Self> {
         // A line that was cut off is dropped.
         let log = LineLog::open(&file(folder))?;
-        Ok(Self { folder, results: read(folder)?, log, judge: None })
+        Ok(Self { folder, results: read(folder)?, log, has_warned: Cell::new(false) })
     }
 
     /// What was measured of a run.
@@ -73,24 +74,9 @@ impl<'a> Measured<'a> {
         self.results.iter().find(|result| result.run == run)
     }
 
-    /// Measures a run that is done, and keeps what was found.
-    pub(super) fn add(
-        &mut self,
-        comparison: &Comparison,
-        run: &Run<'_>,
-        finished: Finished,
-        output: &Output,
-    ) -> Result<()> {
-        output.note(format!("measuring `{}` after its last step", run.name()));
-        let is_first = self.judge.is_none();
-        let judge = match self.judge.take() {
-            Some(judge) => judge,
-            None => judge(comparison, self.folder, output)?,
-        };
-        let result = self.measure(run, finished, (&judge, is_first), output);
-        self.judge = Some(judge);
-        let result = result?;
-        let line = serde_json::to_string(&result)?;
+    /// Keeps what was measured of a run.
+    pub(super) fn keep(&mut self, result: &RunResult) -> Result<()> {
+        let line = serde_json::to_string(result)?;
         self.log.append_line(&line)?;
         self.log.sync()?;
         // As it is read when the comparison goes on: the last digit of a number may differ.
@@ -98,13 +84,15 @@ impl<'a> Measured<'a> {
         Ok(())
     }
 
-    fn measure(
+    /// Measures a run that is done.
+    pub(super) fn measure(
         &self,
         run: &Run<'_>,
         finished: Finished,
-        (judge, is_first): (&Judge, bool),
+        judge: &Judge,
         output: &Output,
     ) -> Result<RunResult> {
+        output.note(format!("measuring `{}` after its last step", run.name()));
         let Finished { prepared, folder, checkpoint, steps, is_peak_own } = finished;
         let config = &prepared.config;
         let device = config.train.device.parse()?;
@@ -114,7 +102,7 @@ impl<'a> Measured<'a> {
             serde_json::to_string(&backbone.preprocess)?,
         );
         let judged = output.with_bar(judge.len(), |done| judge.measure(&backbone, done))?;
-        if is_first {
+        if !self.has_warned.replace(true) {
             output.warn_skipped(&judged.left_out);
         }
         judged.notes.iter().for_each(|note| output.note(note));
@@ -201,7 +189,7 @@ impl<'a> Measured<'a> {
 }
 
 /// What all runs are measured on: the images of the first variant, or those that it is checked on.
-fn judge(comparison: &Comparison, folder: &Folder, output: &Output) -> Result<Judge> {
+pub(super) fn judge(comparison: &Comparison, folder: &Folder, output: &Output) -> Result<Judge> {
     let mut config = comparison.variants[0].config.clone();
     folder.find_images(&mut config);
     // Also where no checks are made while it is trained.

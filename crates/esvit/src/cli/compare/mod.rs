@@ -2,25 +2,27 @@
 
 mod asked;
 mod dry_run;
+mod failed;
 mod folder;
 mod measured;
 mod memory;
 mod resolve;
 mod same;
 mod seeds;
+mod session;
 mod summary;
 mod train;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use esvit_data::counted;
 use esvit_train::variants::{self, Comparison};
 
 use self::asked::Request;
 use self::folder::Folder;
-use self::measured::Measured;
 use self::seeds::Seeds;
-use self::train::{Runs, Stop};
+use self::session::Session;
 use super::exit::Usage;
 use super::settings::Settings;
 use super::shell::{program, quoted};
@@ -69,24 +71,26 @@ impl Compare {
             dry_run::show(&comparison, &folder, self.json, output)?;
             return Ok(Exit::Success);
         }
-        folder.write(&comparison)?;
-        let runs = Runs::new(&comparison, &folder, Stop::listen(output)?, output);
-        let mut measured = Measured::open(&folder)?;
-        for run in comparison.runs() {
-            if measured.find(&run.name()).is_some() {
-                output.note(format!("`{}` is finished", run.name()));
-                continue;
-            }
-            let finished = runs.finish(&run)?;
-            let Some(finished) = finished.filter(|_| !runs.is_stopped()) else {
-                let (program, folder) = (program(), quoted(&self.out));
-                output.note(format!("to resume: {program} compare --resume --out {folder}"));
-                return Ok(Exit::Stopped);
-            };
-            measured.add(&comparison, &run, finished, output)?;
+        let _lock = folder.begin(&comparison)?;
+        let mut session = Session::open(&comparison, &folder, output)?;
+        let resume = format!("{} compare --resume --out {}", program(), quoted(&self.out));
+        if !session.finish()? {
+            output.note(format!("to resume: {resume}"));
+            return Ok(Exit::Stopped);
         }
-        summary::show(&comparison, &measured, &folder, self.json, output)?;
-        Ok(Exit::Success)
+        let failed = session.failures.list();
+        summary::write(&comparison, &session.measured, &failed, &folder)?
+            .show(self.json, output)?;
+        if failed.is_empty() {
+            return Ok(Exit::Success);
+        }
+        output.warning(format!(
+            "{} of {} failed, the table is without what they would have shown\n\
+             hint: `{resume}` tries again",
+            failed.len(),
+            counted(comparison.runs().count(), "run"),
+        ));
+        Ok(Exit::CheckFailed)
     }
 
     /// What is compared: by the folder, if it holds a comparison, and else by the command.

@@ -212,7 +212,7 @@ impl<'a> Runs<'a> {
         let stop = self.stop.of_run();
         let progress = Progress::new(self.output);
         let mut observer = Until { progress, step: until, stop: stop.clone() };
-        prepared.train(folder, start, overwrite, stop, &mut observer)
+        Ok(prepared.train(folder, start, overwrite, stop, &mut observer)?)
     }
 }
 
