@@ -90,6 +90,18 @@ impl Output {
         }
     }
 
+    /// The same without notes and progress.
+    pub(super) fn silent(&self) -> Self {
+        Self {
+            quiet: true,
+            verbose: false,
+            progress: false,
+            color: self.color,
+            bars: self.bars.clone(),
+            left_out: Arc::default(),
+        }
+    }
+
     /// Whether progress bars are drawn.
     pub(super) fn shows_progress(&self) -> bool {
         self.progress

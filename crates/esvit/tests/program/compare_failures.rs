@@ -1,4 +1,4 @@
-//! Comparisons of which a run fails.
+//! Comparisons of which a run fails, or would.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -146,4 +146,42 @@ fn a_comparison_is_the_work_of_one_process() {
     running.wait_until(|| place.path("c/view-1").exists());
     place.run(&command).expect(1).says(&["`c` is in use: process "]);
     running.kill();
+}
+
+/// Nothing is trained before all that can be known is checked, and a dry run says the same.
+#[test]
+fn what_would_fail_later_is_told_before() {
+    let place = Place::new();
+    good(&place, "set", 8);
+    for (code, runs, parts) in [
+        (
+            1,
+            "--run|a|--run|b: --continue-from a --continue-at 50% model.embed_dim=32",
+            &["variant `b`: cannot start from `new/starts/a-1-step=00000038", "does not fit"][..],
+        ),
+        (
+            2,
+            "--run|a|--run|b: --continue-from a --continue-at 50% train.batch_size=8",
+            &["continues at 50% of `a`, which is step 38, and its own run would end at step 36"],
+        ),
+        (
+            1,
+            "--data|set|--run|a|--run|b: --objective supervised",
+            &["variant `b`: the objective `supervised` needs labeled images of two classes"],
+        ),
+        (
+            1,
+            "--data|set|--run|a|--run|b: knn.every=1 knn.train=nowhere",
+            &["variant `b`: ", "`nowhere`"],
+        ),
+        // By which all variants are judged.
+        (1, "--data|set|--run|a: knn.train=nowhere|--run|b", &["`nowhere`"]),
+    ] {
+        for how in ["", "--dry-run --quiet"] {
+            let more: Vec<&OsStr> = runs.split('|').map(OsStr::new).collect();
+            let line = format!("compare --out new {how} {TINY}");
+            place.run_with(&line, &more).expect(code).says(parts);
+            assert!(!place.path("new").exists(), "{runs}");
+        }
+    }
 }

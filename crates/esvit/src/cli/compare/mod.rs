@@ -106,7 +106,7 @@ impl Compare {
             Some(stored) => folder.go_on(stored, &request.seeds, &request.asked()),
             None => {
                 folder.check_free()?;
-                resolve::resolve(&request, output)
+                resolve::resolve(&request, folder, output)
             }
         }
     }

@@ -1,24 +1,29 @@
 //! The settings of all variants.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use esvit_data::{Folders, Source};
 use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_text};
-use esvit_train::run::run_length;
+use esvit_train::run::{check_continued, check_images, run_length};
 use esvit_train::variants::{
     Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget,
 };
 use esvit_train::{Config, auto};
 
+use super::folder::Folder;
+use super::measured::judge;
 use super::{Request, Usage};
+use crate::cli::pretrain::images;
 use crate::cli::{Output, plan, settings, teacher};
 
-/// The settings that a request comes to.
-pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> {
+/// The settings that a request comes to. What would end a run at its start is told now, before any of them is
+/// trained.
+pub(super) fn resolve(request: &Request, folder: &Folder, output: &Output) -> Result<Comparison> {
     let mut resolver = Resolver { request, chosen: None, notes: Vec::new(), output };
     let mut variants: Vec<Planned> = Vec::new();
     let mut sources: Vec<Arc<dyn Source>> = Vec::new();
@@ -27,7 +32,14 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
             |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
         let base = variants.iter().position(is_base);
         let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
-        let source = preview::source(&config)?;
+        let source = match config.data.path {
+            // With the labeled images of its checks, if it has any.
+            Some(_) => match images(&config, &output.silent()) {
+                Ok((source, _)) => source,
+                Err(error) => return Err(of_variant(&asked, &error)),
+            },
+            None => preview::source(&config)?,
+        };
         if let (None, Some(first)) = (base, variants.first()) {
             share_budget((&first.config, &sources[0]), (&mut config, &source))
                 .map_err(|error| refused(error, &asked))?;
@@ -38,14 +50,31 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
         teacher::attach(&mut ready, output)?;
         ready.check_ready()?;
         plan::check_memory(&ready, &*source)?;
+        check_images(&ready, &*source).map_err(|error| of_variant(&asked, &error))?;
         let start = match base {
-            Some(base) => Some(start(&asked, &variants[base], &sources[base])?),
+            Some(base) => {
+                let of_base = (&variants[base], &sources[base]);
+                let step = start(&asked, of_base, (&config, &source))?;
+                let state = folder.start(&of_base.0.asked.name, request.seeds[0], step);
+                let mut base = of_base.0.config.clone();
+                teacher::attach(&mut base, &output.silent())?;
+                check_continued((&ready, &*source), (&base, &**of_base.1), &state)
+                    .map_err(|error| of_variant(&asked, &error))?;
+                Some(step)
+            }
             None => None,
         };
         variants.push(Planned { asked, start, config });
         sources.push(source);
     }
-    Ok(Comparison { seeds: request.seeds.clone(), variants })
+    let comparison = Comparison { seeds: request.seeds.clone(), variants };
+    judge(&comparison, folder, &output.silent())?;
+    Ok(comparison)
+}
+
+/// An error that a run of a variant would end with.
+fn of_variant(asked: &Asked, error: &dyn Display) -> anyhow::Error {
+    anyhow!("variant `{}`: {error}", asked.name)
 }
 
 /// A length that a variant cannot have makes no sense.
@@ -57,7 +86,11 @@ fn refused(error: BudgetError, asked: &Asked) -> anyhow::Error {
 }
 
 /// The step of `base` from which a variant goes on.
-fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64> {
+fn start(
+    asked: &Asked,
+    (base, base_source): (&Planned, &Arc<dyn Source>),
+    (config, source): (&Config, &Arc<dyn Source>),
+) -> Result<u64> {
     let Some(Continues { from, at }) = &asked.continues else { return Ok(0) };
     let name = &asked.name;
     if base.config.train.time.is_some() {
@@ -68,13 +101,23 @@ fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64>
         .into());
     }
     let collective: Arc<dyn Collective> = Solo::shared();
-    let run = run_length(&base.config, source, &collective)?;
+    let run = run_length(&base.config, base_source, &collective)?;
     let (step, first) = (at.steps(run), base.start.unwrap_or(0));
     if step <= first || step >= run.total_steps {
         return Err(Usage(format!(
             "variant `{name}` continues at {at} of `{from}`, which is step {step}: that run has the steps \
              {first} to {}\nhint: choose another `continue_at`, within them",
             run.total_steps
+        ))
+        .into());
+    }
+    let own = run_length(config, source, &collective)?.total_steps;
+    if step >= own {
+        return Err(Usage(format!(
+            "variant `{name}` continues at {at} of `{from}`, which is step {step}, and its own run would end \
+             at step {own}\n\
+             hint: choose an earlier `continue_at`, or settings with as many steps, such as the same \
+             `train.batch_size`"
         ))
         .into());
     }
@@ -141,13 +184,13 @@ impl Resolver<'_> {
             return Ok(vec![chosen.clone()]);
         }
         let layers = self.request.common.iter().chain([&variant.layer]);
-        let chosen = settings::choose(chooser, &self.request.common, images(layers), self.output)?;
+        let chosen = settings::choose(chooser, &self.request.common, folders(layers), self.output)?;
         Ok(vec![self.chosen.insert(chosen).clone()])
     }
 }
 
 /// The folders of the last layer that names images.
-fn images<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Option<Folders> {
+fn folders<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Option<Folders> {
     let path = |layer: &'a Layer| layer.table.get("data")?.as_table()?.get("path").cloned();
     let path = layers.rev().find_map(path)?;
     // Where that is none, `auto` says what it lacks.
