@@ -74,7 +74,7 @@ pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> V
 }
 
 /// Runs with the same key, in the order of the first of each.
-fn groups<'a, K: PartialEq>(
+pub(super) fn groups<'a, K: PartialEq>(
     results: &'a [RunResult],
     key: impl Fn(&'a RunResult) -> K,
 ) -> Vec<Vec<&'a RunResult>> {
@@ -91,16 +91,21 @@ fn groups<'a, K: PartialEq>(
 
 /// A name with those of the variants that it holds for, if there are several such rows.
 fn named(name: &str, group: &[&RunResult], rows: usize) -> String {
-    if rows < 2 {
-        return name.into();
+    match rows {
+        0 | 1 => name.into(),
+        _ => format!("{name} ({})", variants_of(group).join(", ")),
     }
+}
+
+/// The variants of some runs.
+pub(super) fn variants_of<'a>(group: &[&'a RunResult]) -> Vec<&'a str> {
     let mut variants: Vec<&str> = Vec::new();
     for result in group {
         if !variants.contains(&&*result.variant) {
             variants.push(&result.variant);
         }
     }
-    format!("{name} ({})", variants.join(", "))
+    variants
 }
 
 /// The mean of values that all have.

@@ -1,6 +1,7 @@
 //! Variants of a run, which a comparison trains side by side.
 
 mod budget;
+mod judged;
 mod stored;
 
 use std::path::Path;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use budget::{BudgetError, share_budget};
+pub use judged::share_checks;
 pub use stored::{Asked, Comparison, Planned, Run, run_name};
 
 use crate::config::{ConfigError, TextError};

@@ -218,6 +218,30 @@ fn images_of_a_run_that_goes_on_are_those_of_both() {
     assert_eq!(seen(compare("--json")), would);
 }
 
+/// The recipe of the second would have other neighbors, and images shrunk to 37 pixels before the crop.
+#[test]
+fn variants_are_judged_in_the_same_way() {
+    let place = Place::new();
+    let other = "other: --recipe esvit model.arch=swin_micro model.depths=[1,1] model.embed_dim=16 \
+                 model.num_heads=[1,2] views.global_size=32 views.local_sizes=[16]";
+    let compare = |line: &str, runs: [&str; 4]| {
+        let line = format!("compare --out c {TINY} {line}");
+        place.run_with(&line, &runs.map(OsStr::new)).expect(0)
+    };
+    let would = compare("--dry-run --json --quiet", ["--run", "one", "--run", other]).json();
+    let [one, other] = [0, 1].map(|variant| &would["variants"][variant]["settings"]["knn"]);
+    for key in ["crop", "resize", "k", "temperature"] {
+        assert_eq!(one[key], other[key], "{key}: {would}");
+    }
+    assert_eq!((&one["crop"], &one["resize"], &one["k"]), (&32.into(), &32.into(), &10.into()));
+
+    // What is given stays, and is said.
+    let ended = compare("train.epochs=1", ["--run", "one", "--run", "other: knn.resize=40"]);
+    let line = "images are not prepared alike: `one` with resize 32; `other` with resize 40";
+    assert!(ended.stdout.contains(line), "{ended}");
+    assert!(place.folder("c").text("compare.md").contains(&format!("\n- {line}\n")));
+}
+
 #[test]
 fn every_run_sees_the_same_number_of_images() {
     let place = Place::new();

@@ -11,7 +11,7 @@ use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_text};
 use esvit_train::run::{check_continued, check_images, run_length};
 use esvit_train::variants::{
-    Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget,
+    Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget, share_checks,
 };
 use esvit_train::{Config, auto};
 
@@ -43,6 +43,8 @@ pub(super) fn resolve(request: &Request, folder: &Folder, output: &Output) -> Re
         if let (None, Some(first)) = (base, variants.first()) {
             share_budget((&first.config, &sources[0]), (&mut config, &source))
                 .map_err(|error| refused(error, &asked))?;
+            let given: Vec<&Layer> = request.common.iter().chain([&variant.layer]).collect();
+            share_checks(&first.config, &mut config, &given);
         }
         teacher::locate(&mut config)?;
         // It is opened again for each run: others have the memory to themselves.

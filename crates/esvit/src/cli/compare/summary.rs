@@ -6,7 +6,8 @@ use anyhow::Result;
 use esvit_data::{counted, printable};
 use esvit_draw::Drawing;
 use esvit_eval::compare::{
-    FailedRun, Row, RunResult, against_parameters, against_throughput, curves, markdown, rows, text,
+    FailedRun, Row, RunResult, against_parameters, against_throughput, curves, markdown,
+    preparation, rows, text,
 };
 use esvit_files::write_atomically;
 use esvit_train::variants::Comparison;
@@ -51,11 +52,12 @@ pub(super) fn write(
     });
     write_file(folder, "compare.json", &format!("{report:#}\n"))?;
     let images: String = figures.iter().map(|name| format!("\n![{name}]({name})\n")).collect();
-    let failures: String = failed.iter().map(|run| format!("\n- {}\n", in_a_line(run))).collect();
-    let page = format!("# Comparison\n\n{headline}.\n\n{}{failures}{images}", markdown(&rows));
+    let remarks = remarks(&results, failed);
+    let below: String = remarks.iter().map(|line| format!("\n- {line}\n")).collect();
+    let page = format!("# Comparison\n\n{headline}.\n\n{}{below}{images}", markdown(&rows));
     write_file(folder, "compare.md", &page)?;
-    let failures: String = failed.iter().map(|run| format!("\n{}", in_a_line(run))).collect();
-    let text = format!("{headline}\n\n{}{failures}", text(&rows));
+    let below: String = remarks.iter().map(|line| format!("\n{line}")).collect();
+    let text = format!("{headline}\n\n{}{below}", text(&rows));
     let files = ["compare.md", "compare.json"].into_iter().chain(figures);
     let files = files.map(|name| format!("`{}`", folder.file(name).display())).collect();
     Ok(Summary { report, text, files, left_out })
@@ -71,9 +73,12 @@ impl Summary {
     }
 }
 
-/// A run that failed, and the first line of why.
-fn in_a_line(FailedRun { run, reason, .. }: &FailedRun) -> String {
-    format!("`{run}` failed: {}", reason.lines().next().unwrap_or_default())
+/// What to know of the table: each run that failed with the first line of why, and what is not alike.
+fn remarks(results: &[RunResult], failed: &[FailedRun]) -> Vec<String> {
+    let why = |FailedRun { run, reason, .. }: &FailedRun| {
+        format!("`{run}` failed: {}", reason.lines().next().unwrap_or_default())
+    };
+    failed.iter().map(why).chain(preparation(results)).collect()
 }
 
 /// What was compared, in a line.
