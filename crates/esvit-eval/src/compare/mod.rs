@@ -14,7 +14,7 @@ pub use figures::{against_parameters, against_throughput, curves};
 pub use judge::{CompareError, Judge, Judged};
 pub use log::{RunLog, read_log};
 pub use prepared::preparation;
-pub use result::{Check, FailedRun, RunResult, Scores, Start};
+pub use result::{Check, FailedRun, Original, RunResult, Scores, Start};
 pub use rows::{Row, rows};
 pub use speed::forward_images_per_s;
 pub use table::{markdown, text};

@@ -39,12 +39,17 @@ pub struct Row {
     pub forward_images_per_s: Option<MeanStd>,
 }
 
-/// A row for raw pixels, for the untrained networks, and for each of the `variants` that has a run which is done
-/// or failed. Variants with the same network share a row of the untrained ones, and those that prepare images in
-/// the same way one of raw pixels.
+/// A row for raw pixels, for the untrained networks, for the weights of a file that runs began with, and for each
+/// of the `variants` that has a run which is done or failed. Variants with the same network share a row of the
+/// untrained ones, and those that prepare images in the same way one of raw pixels.
 pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> Vec<Row> {
     let pixels = groups(results, |result| &result.preprocess);
     let networks = groups(results, |result| (&result.preprocess, &result.shape));
+    let begun = results.iter().filter(|result| result.original.is_some());
+    let originals = groups(begun, |result| {
+        let weights = result.original.as_ref().map(|original| &original.weights);
+        (weights, &result.preprocess, &result.shape)
+    });
     let mut rows = Vec::new();
     for group in &pixels {
         let name = named("raw pixels", group, pixels.len());
@@ -62,6 +67,12 @@ pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> V
         let row = Row::of_scores(named("untrained", group, networks.len()), &scores);
         rows.push(Row { parameters: Some(group[0].parameters), ..row });
     }
+    for group in &originals {
+        let first = group[0].original.iter().map(|original| original.scores);
+        let name = named("original weights", group, originals.len());
+        let row = Row::of_scores(name, &first.collect::<Vec<_>>());
+        rows.push(Row { parameters: Some(group[0].parameters), ..row });
+    }
     for name in variants {
         let runs: Vec<&RunResult> =
             results.iter().filter(|result| result.variant == *name).collect();
@@ -75,7 +86,7 @@ pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> V
 
 /// Runs with the same key, in the order of the first of each.
 pub(super) fn groups<'a, K: PartialEq>(
-    results: &'a [RunResult],
+    results: impl IntoIterator<Item = &'a RunResult>,
     key: impl Fn(&'a RunResult) -> K,
 ) -> Vec<Vec<&'a RunResult>> {
     let mut groups: Vec<(K, Vec<&RunResult>)> = Vec::new();
@@ -163,6 +174,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::Original;
     use crate::compare::result::{example, failed};
 
     fn names(rows: &[Row]) -> Vec<&str> {
@@ -196,6 +208,25 @@ mod tests {
         let rows = rows(&["view"], &results, &[]);
         assert_eq!((rows[2].peak_memory_mb, rows[2].linear), (None, None));
         assert!(rows[2].retrieval.is_some());
+    }
+
+    /// Of weights there is one row, whatever the seed and the variant.
+    #[test]
+    fn weights_to_begin_with_are_something_to_compare_with() {
+        let scores = Scores { knn: Some(41.0), ..Scores::default() };
+        let begun = |variant: &str, seed, file: &str| RunResult {
+            original: Some(Original { weights: file.into(), scores }),
+            ..example(variant, seed, 30.0)
+        };
+        let mut results = vec![example("a", 0, 30.0), begun("b", 0, "w"), begun("b", 1, "w")];
+        let found = rows(&["a", "b"], &results, &[]);
+        assert_eq!(names(&found)[2..], ["original weights", "a", "b"]);
+        assert_eq!(found[2].knn, Some(MeanStd { mean: 41.0, std: None }));
+        assert_eq!((found[2].seeds, found[2].parameters), (1, Some(250_000)));
+        assert!(!found[2].is_variant && found[2].training_seconds.is_none());
+        results.push(begun("c", 0, "other"));
+        let found = rows(&["a", "b", "c"], &results, &[]);
+        assert_eq!(names(&found)[2..4], ["original weights (b)", "original weights (c)"]);
     }
 
     /// The mean is that of the seeds that are left, and the row says so.

@@ -27,6 +27,21 @@ pub fn check_images(config: &Config, source: &dyn Source) -> Result<(), RunError
     Ok(())
 }
 
+/// Checks that the weights of a file fit the network of a run that is to begin with them, those of `key` or as
+/// [`Checkpoint::initialize`](crate::checkpoint::Checkpoint::initialize) chooses.
+///
+/// # Errors
+/// As the run's start.
+pub fn check_weights(
+    config: &Config,
+    source: &dyn Source,
+    (path, key): (&Path, Option<&str>),
+) -> Result<(), RunError> {
+    let mut learner = learner(config, source)?;
+    start::from_file(path, |file| file.initialize(&mut learner, key))?;
+    Ok(())
+}
+
 /// Checks that a run can go on from the state of another one, as [`Start::ContinueFrom`](super::Start) does. Both
 /// are given by their settings and images, and `path` is what that state would be called.
 ///

@@ -201,6 +201,16 @@ impl RunFolder {
         }
     }
 
+    /// A file whose relative path is meant from where the run was started, where it is not there from here.
+    pub fn find_file(&self, path: &Path) -> PathBuf {
+        let environment = self.environment();
+        let from_start = environment["folder"].as_str().map(|start| Path::new(start).join(path));
+        match from_start.filter(|found| path.is_relative() && !path.exists() && found.exists()) {
+            Some(found) => found,
+            None => path.into(),
+        }
+    }
+
     /// The instruction set of the kernels when the run last went on, as `env.json` says.
     pub(super) fn isa(&self) -> Option<String> {
         let environment = self.environment();

@@ -322,7 +322,7 @@ pub(super) fn classes(config: &Config, source: &dyn Source) -> Result<usize, Run
     Ok(classes)
 }
 
-fn from_file(
+pub(super) fn from_file(
     path: &Path,
     load: impl FnOnce(&Checkpoint) -> Result<Loaded, CheckpointError>,
 ) -> Result<Loaded, RunError> {

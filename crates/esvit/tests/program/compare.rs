@@ -36,12 +36,12 @@ pub(crate) fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-fn names(list: &Value, key: &str) -> Vec<String> {
+pub(crate) fn names(list: &Value, key: &str) -> Vec<String> {
     list.as_array().unwrap().iter().map(|item| item[key].as_str().unwrap().to_owned()).collect()
 }
 
 /// The bytes of the last checkpoint of a run.
-fn newest(place: &Place, run: &str) -> Vec<u8> {
+pub(crate) fn newest(place: &Place, run: &str) -> Vec<u8> {
     fs::read(place.folder(run).newest()).unwrap()
 }
 
@@ -509,14 +509,4 @@ fn variants_may_learn_from_a_teacher() {
         .map(|run| metadata(&place.folder(&format!("c/{run}")).newest())["teacher"].clone());
     assert!(teachers[0]["tensors"].is_string());
     assert!(teachers.iter().all(|teacher| *teacher == teachers[0]), "{teachers:?}");
-}
-
-#[test]
-fn a_recipe_that_goes_on_from_weights_is_refused() {
-    let place = Place::with_a_run();
-    good(&place, "set", 12);
-    let line = "compare --out c -d set --steps 2 --recipe adapt";
-    let refused = place.run_with(line, &["--run", "a"].map(OsStr::new)).expect(2);
-    refused.says(&["variant `a`: recipe `adapt` goes on from a network that there is", "hint: "]);
-    assert!(!place.path("c").exists());
 }

@@ -10,6 +10,7 @@ mod checks;
 mod commands;
 mod compare;
 mod compare_failures;
+mod compare_weights;
 mod comparison;
 mod config;
 mod correspondence;

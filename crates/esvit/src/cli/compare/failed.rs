@@ -142,6 +142,7 @@ mod tests {
         let asked = Asked {
             name: name.into(),
             recipe: "materials".into(),
+            weights: None,
             continues: None,
             given: Default::default(),
         };

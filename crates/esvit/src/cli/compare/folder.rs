@@ -112,6 +112,11 @@ impl Folder {
         )
     }
 
+    /// Finds a file whose path is meant from where the comparison was started.
+    pub(super) fn find_file(&self, path: &Path) -> PathBuf {
+        RunFolder::at(self.0.clone()).find_file(path)
+    }
+
     /// Finds images whose paths are meant from where the comparison was started.
     pub(super) fn find_images(&self, config: &mut Config) {
         RunFolder::at(self.0.clone()).find_images(config);

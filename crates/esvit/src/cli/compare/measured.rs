@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use esvit_data::counted;
-use esvit_eval::compare::{Judge, RunResult, Scores, Start, forward_images_per_s, read_log};
+use esvit_eval::compare::{
+    Judge, Original, RunResult, Scores, Start, forward_images_per_s, read_log,
+};
 use esvit_files::{LineLog, read_text};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::{Collective, Solo};
 use esvit_train::Config;
 use esvit_train::run::{run_length, settled};
 use esvit_train::span::Span;
-use esvit_train::variants::{Comparison, Run, run_name};
+use esvit_train::variants::{Comparison, Run, Weights, run_name};
 
 use super::folder::Folder;
 use super::train::Finished;
@@ -113,6 +115,15 @@ impl<'a> Measured<'a> {
             Some(other) => other.untrained,
             None => measure_untrained(judge, &backbone, output)?,
         };
+        let known = self.results.iter().filter(|other| alike(other) && other.shape == shape);
+        let mut known = known.filter_map(|other| other.original.as_ref());
+        let original = match &run.variant.asked.weights {
+            None => None,
+            Some(weights) => match known.find(|known| known.weights == in_words(weights)) {
+                Some(known) => Some(known.clone()),
+                None => self.measure_original(weights, judge, &backbone, output)?,
+            },
+        };
         let raw_pixels = match self.results.iter().find(alike) {
             Some(other) => other.raw_pixels,
             None => judge.measure_pixels(&backbone.preprocess)?,
@@ -150,10 +161,37 @@ impl<'a> Measured<'a> {
             judged_on: judge.description().to_owned(),
             trained: judged.scores,
             untrained,
+            original,
             raw_pixels,
             checked_on: prepared.task.as_ref().map(|task| task.description.clone()),
             checks: log.checks,
         })
+    }
+
+    /// Measures the weights that a run began with, as the network that it has and on images prepared for it.
+    fn measure_original(
+        &self,
+        weights: &Weights,
+        judge: &Judge,
+        trained: &PretrainedBackbone,
+        output: &Output,
+    ) -> Result<Option<Original>> {
+        let options = OpenOptions::default()
+            .key(weights.key.as_deref())
+            .shape(Some(trained.config.clone()))
+            .device(trained.params.device());
+        let mut original = match options.open(&self.folder.find_file(&weights.path)) {
+            Ok(original) => original,
+            Err(error) => {
+                let error = error.to_string();
+                let reason = error.lines().next().unwrap_or_default();
+                output.note(format!("the original weights are left out: {reason}"));
+                return Ok(None);
+            }
+        };
+        original.preprocess = trained.preprocess.clone();
+        let judged = output.with_bar(judge.len(), |done| judge.measure(&original, done))?;
+        Ok(Some(Original { weights: in_words(weights), scores: judged.scores }))
     }
 
     /// Where a run went on from another one, and what that one had done by then.
@@ -206,6 +244,13 @@ fn measure_untrained(
 ) -> Result<Scores> {
     let untrained = backbone.untrained();
     Ok(output.with_bar(judge.len(), |done| judge.measure(&untrained, done))?.scores)
+}
+
+fn in_words(Weights { path, key }: &Weights) -> String {
+    match key {
+        Some(key) => format!("`{key}` of `{}`", path.display()),
+        None => format!("`{}`", path.display()),
+    }
 }
 
 fn name_of_images(config: &Config) -> String {

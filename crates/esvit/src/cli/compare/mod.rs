@@ -19,7 +19,7 @@ use anyhow::Result;
 use esvit_data::counted;
 use esvit_train::variants::{self, Comparison};
 
-use self::asked::Request;
+use self::asked::{Request, WeightsArgs};
 use self::folder::Folder;
 use self::seeds::Seeds;
 use self::session::Session;
@@ -31,12 +31,15 @@ use super::{Exit, Output};
 /// Options of `esvit compare`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "VARIANT takes the options of `esvit pretrain`, and `--continue-from NAME --continue-at 50%`. \
+    after_help = "VARIANT takes the options of `esvit pretrain` that say what a run is, such as `--recipe`, `--arch` and \
+                  `--init-from`, settings `table.key=value`, and `--continue-from NAME --continue-at 50%`. \
                   The same command goes on with a comparison that was stopped."
 )]
 pub(super) struct Compare {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// A variant, `NAME: OPTIONS`: its name and what it changes, such as `view: objective.region=false`
     #[arg(long = "run", value_name = "VARIANT", help_heading = WHICH)]
     runs: Vec<String>,
@@ -63,7 +66,7 @@ pub(super) struct Compare {
 const WHICH: &str = "What is compared";
 
 impl Compare {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(super) fn run(mut self, output: &Output) -> Result<Exit> {
         let folder = Folder::at(self.out.clone());
         let comparison = self.comparison(&folder, output)?;
         same::check(&comparison, &folder)?;
@@ -94,14 +97,15 @@ impl Compare {
     }
 
     /// What is compared: by the folder, if it holds a comparison, and else by the command.
-    fn comparison(&self, folder: &Folder, output: &Output) -> Result<Comparison> {
+    fn comparison(&mut self, folder: &Folder, output: &Output) -> Result<Comparison> {
         let stored = folder.read()?;
         if self.resume && self.runs.is_empty() && self.variants.is_none() {
             return self.stored(stored, folder);
         }
         let variants = asked::variants(&self.runs, self.variants.as_deref())?;
         variants::check(&variants)?;
-        let request = Request::new(&self.settings, variants, self.seeds.as_ref())?;
+        let weights = std::mem::take(&mut self.weights);
+        let request = Request::new(&self.settings, weights, variants, self.seeds.as_ref())?;
         match stored {
             Some(stored) => folder.go_on(stored, &request.seeds, &request.asked()),
             None => {
@@ -113,7 +117,7 @@ impl Compare {
 
     /// The comparison in the folder, perhaps with more seeds.
     fn stored(&self, stored: Option<Comparison>, folder: &Folder) -> Result<Comparison> {
-        if !asked::is_silent(&self.settings)? {
+        if !asked::is_silent(&self.settings)? || !self.weights.is_empty() {
             return Err(Usage(
                 "`--resume` goes on with the settings that the comparison has\n\
                  hint: leave out the other settings, or give the whole command with its variants"

@@ -9,9 +9,10 @@ use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_text};
-use esvit_train::run::{check_continued, check_images, run_length};
+use esvit_train::run::{check_continued, check_images, check_weights, run_length};
 use esvit_train::variants::{
-    Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget, share_checks,
+    Asked, BudgetError, Comparison, Continues, Planned, Variant, Weights, share_budget,
+    share_checks,
 };
 use esvit_train::{Config, auto};
 
@@ -24,14 +25,16 @@ use crate::cli::{Output, plan, settings, teacher};
 /// The settings that a request comes to. What would end a run at its start is told now, before any of them is
 /// trained.
 pub(super) fn resolve(request: &Request, folder: &Folder, output: &Output) -> Result<Comparison> {
-    let mut resolver = Resolver { request, chosen: None, notes: Vec::new(), output };
+    let mut resolver = Resolver { request, chosen: Vec::new(), notes: Vec::new(), output };
     let mut variants: Vec<Planned> = Vec::new();
     let mut sources: Vec<Arc<dyn Source>> = Vec::new();
     for ((variant, recipe), asked) in request.variants.iter().zip(request.asked()) {
         let is_base =
             |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
         let base = variants.iter().position(is_base);
-        let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
+        let base_variant = base.map(|base| &variants[base]);
+        let weights = asked.weights.as_ref();
+        let mut config = resolver.config(variant, (recipe.as_str(), weights), base_variant)?;
         let source = match config.data.path {
             // With the labeled images of its checks, if it has any.
             Some(_) => match images(&config, &output.silent()) {
@@ -53,6 +56,10 @@ pub(super) fn resolve(request: &Request, folder: &Folder, output: &Output) -> Re
         ready.check_ready()?;
         plan::check_memory(&ready, &*source)?;
         check_images(&ready, &*source).map_err(|error| of_variant(&asked, &error))?;
+        if let Some(Weights { path, key }) = &asked.weights {
+            check_weights(&ready, &*source, (path.as_path(), key.as_deref()))
+                .map_err(|error| of_variant(&asked, &error))?;
+        }
         let start = match base {
             Some(base) => {
                 let of_base = (&variants[base], &sources[base]);
@@ -128,8 +135,8 @@ fn start(
 
 struct Resolver<'a> {
     request: &'a Request,
-    /// What `auto` has chosen, once for all variants.
-    chosen: Option<Layer>,
+    /// What a recipe has chosen for a network to begin with, or for none: once for all variants.
+    chosen: Vec<(&'static str, Option<Weights>, Vec<Layer>)>,
     /// What was said already.
     notes: Vec<String>,
     output: &'a Output,
@@ -141,7 +148,7 @@ impl Resolver<'_> {
     fn config(
         &mut self,
         variant: &Variant,
-        recipe: &str,
+        (recipe, weights): (&str, Option<&Weights>),
         base: Option<&Planned>,
     ) -> Result<Config> {
         let mut layers = Vec::new();
@@ -150,11 +157,11 @@ impl Resolver<'_> {
                 let origin = Origin::Variant(base.asked.name.clone());
                 layers.push(parse_text(&base.config.to_toml(), origin)?);
                 if variant.recipe.is_some() {
-                    layers.extend(self.recipe(recipe, variant)?);
+                    layers.extend(self.recipe(recipe, variant, None)?);
                 }
             }
             None => {
-                layers.extend(self.recipe(recipe, variant)?);
+                layers.extend(self.recipe(recipe, variant, weights)?);
                 layers.extend(self.request.common.iter().cloned());
             }
         }
@@ -169,25 +176,38 @@ impl Resolver<'_> {
         Ok(config)
     }
 
-    /// The layers of a recipe. `auto` chooses for the images of the first variant that has it, so that
-    /// variants differ in what they change alone.
-    fn recipe(&mut self, recipe: &str, variant: &Variant) -> Result<Vec<Layer>> {
+    /// The layers of a recipe. `auto` and `adapt` choose for the images of the first variant that has them, and
+    /// for the network of its weights, so that variants differ in what they change alone.
+    fn recipe(
+        &mut self,
+        recipe: &str,
+        variant: &Variant,
+        weights: Option<&Weights>,
+    ) -> Result<Vec<Layer>> {
         let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
-        if chooser.goes_on() {
+        if chooser.goes_on() && weights.is_none() {
             return Err(Usage(format!(
-                "variant `{}`: recipe `{recipe}` goes on from a network that there is, and a variant begins \
-                 anew or goes on from another variant\n\
-                 hint: take another recipe, or train it by itself with `esvit pretrain --init-from`",
+                "variant `{}`: recipe `{recipe}` goes on from a network that there is\n\
+                 hint: name its file of weights, or its run, with `--init-from PATH`",
                 variant.name
             ))
             .into());
         }
-        if let Some(chosen) = &self.chosen {
-            return Ok(vec![chosen.clone()]);
+        // A variant's own network is no other one's.
+        let weights = weights.filter(|_| !variant.layer.table.contains_key("model"));
+        let is_chosen = |(name, of, _): &&(&'static str, Option<Weights>, Vec<Layer>)| {
+            *name == chooser.name() && of.as_ref() == weights
+        };
+        if let Some((_, _, layers)) = self.chosen.iter().find(is_chosen) {
+            return Ok(layers.clone());
         }
-        let layers = self.request.common.iter().chain([&variant.layer]);
-        let chosen = settings::choose(chooser, &self.request.common, folders(layers), self.output)?;
-        Ok(vec![self.chosen.insert(chosen).clone()])
+        let common = &self.request.common;
+        let data = folders(common.iter().chain([&variant.layer]));
+        let of_network = weights.map(|weights| (weights.path.as_path(), weights.key.as_deref()));
+        let layers =
+            settings::chosen_layers(chooser, common.clone(), of_network, data, self.output)?;
+        self.chosen.push((chooser.name(), weights.cloned(), layers.clone()));
+        Ok(layers)
     }
 }
 

@@ -12,7 +12,7 @@ use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::PrecisionChoice;
 use esvit_train::config_text::parse_file;
 use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start};
-use esvit_train::variants::{Comparison, Run, run_name};
+use esvit_train::variants::{Comparison, Run, Weights, run_name};
 
 use super::folder::Folder;
 use super::memory::forget_peak;
@@ -122,7 +122,8 @@ impl<'a> Runs<'a> {
         self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
-        let mut next = (matches!(start, Start::ContinueFrom(_)), start);
+        let overwrite = matches!(start, Start::ContinueFrom(_) | Start::InitFrom { .. });
+        let mut next = (overwrite, start);
         let variant = &run.variant.asked.name;
         for step in self.comparison.starts_from(variant) {
             let kept = self.folder.start(variant, run.seed, step);
@@ -174,6 +175,10 @@ impl<'a> Runs<'a> {
             let mut config = Config::resolve(vec![parse_file(&stored.config())?])?;
             stored.find_images(&mut config);
             return Ok((config, Start::Resume));
+        }
+        if let Some(Weights { path, key }) = &run.variant.asked.weights {
+            let path = self.folder.find_file(path);
+            return Ok((config, Start::InitFrom { path, key: key.clone() }));
         }
         let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start)
         else {
