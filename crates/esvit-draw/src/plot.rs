@@ -1,8 +1,14 @@
 //! Plots as drawings of their own: lines with their spread, marks with error bars, and levels to compare
 //! with, between two axes and below a legend.
 
+mod apart;
+mod style;
+
 use crate::axis::{Axis, Scale};
 use crate::{Anchor, Drawing, color, ellipsize, text_width};
+
+use self::apart::apart;
+use self::style::Style;
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 66.0;
@@ -19,10 +25,6 @@ const GRID: &str = "#eceef1";
 /// Number of ticks of an axis.
 const TICKS: usize = 6;
 
-/// Colors of what is plotted, in order; told apart in gray too as far as eight can be.
-const COLORS: [&str; 8] =
-    ["#1f6fb4", "#e0691a", "#2b8a4b", "#8e44ad", "#c0392b", "#0e8f9c", "#8a6d1b", "#57606a"];
-
 /// A value of y with its spread, at a place on x.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
@@ -37,9 +39,9 @@ pub struct Point {
 /// What is plotted of one thing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shape {
-    /// A line through points, in a band of their spread.
+    /// A line through points, in a band of their spread. One of a single point is a mark.
     Line(Vec<Point>),
-    /// A mark with the spread of its value.
+    /// A mark with the spread of its value. Where another one is already, it stands beside it.
     Mark(Point),
     /// A dashed line across the plot: a value to compare with.
     Level(f64),
@@ -54,7 +56,8 @@ pub struct Plot {
     pub y: String,
     /// Scale of the x axis.
     pub scale: Scale,
-    /// What is plotted, with its name in the legend. Lines and marks have a color each, levels are gray.
+    /// What is plotted, with its name in the legend. Lines and marks have a color each, or where there are many a
+    /// form and dashes beside it; levels are gray, each with dashes of its own.
     pub shapes: Vec<(String, Shape)>,
 }
 
@@ -68,6 +71,15 @@ impl Shape {
             Self::Line(points) => points.iter().flat_map(ends).collect(),
             Self::Mark(point) => ends(point).into(),
             Self::Level(value) => vec![[None, Some(*value)]],
+        }
+    }
+
+    /// Its only point, if it has one: a line needs two.
+    fn mark(&self) -> Option<&Point> {
+        match self {
+            Self::Mark(point) => Some(point),
+            Self::Line(points) if points.len() == 1 => points.first(),
+            _ => None,
         }
     }
 }
@@ -109,15 +121,23 @@ impl Plot {
         };
         let mut drawing = Drawing::new(WIDTH, frame.top + HEIGHT + BOTTOM);
         self.axes(&mut drawing, &frame);
-        let of_shapes = self.shapes.iter().zip(self.colors());
-        for ((_, shape), color) in of_shapes.clone() {
-            band(&mut drawing, &frame, shape, color);
+        let styles = self.styles();
+        let shapes = || self.shapes.iter().map(|(_, shape)| shape).zip(&styles);
+        for (shape, style) in shapes() {
+            band(&mut drawing, &frame, shape, style.color);
         }
-        for ((_, shape), color) in of_shapes.clone() {
-            lines_and_marks(&mut drawing, &frame, shape, color);
+        for (shape, style) in shapes() {
+            line(&mut drawing, &frame, shape, style);
         }
-        for (((_, shape), color), entry) in of_shapes.zip(&entries) {
-            entry.draw(&mut drawing, shape, color);
+        let marks: Vec<(&Point, &Style)> =
+            shapes().filter_map(|(shape, style)| Some((shape.mark()?, style))).collect();
+        let places: Vec<[f64; 2]> =
+            marks.iter().map(|(mark, _)| frame.at(mark.x, mark.y)).collect();
+        for (&(point, style), place) in marks.iter().zip(apart(&places, [LEFT, WIDTH - RIGHT])) {
+            mark(&mut drawing, &frame, (point, place), style);
+        }
+        for ((shape, style), entry) in shapes().zip(&entries) {
+            entry.draw(&mut drawing, shape, style);
         }
         Some(drawing)
     }
@@ -147,14 +167,14 @@ impl Plot {
         ));
     }
 
-    /// The color of each shape.
-    fn colors(&self) -> Vec<&'static str> {
-        let mut colors = COLORS.into_iter().cycle();
-        let color = |(_, shape): &(String, Shape)| match shape {
-            Shape::Level(_) => color::FAINT,
-            _ => colors.next().unwrap_or(color::INK),
+    /// How each shape is drawn.
+    fn styles(&self) -> Vec<Style> {
+        let (mut shapes, mut levels) = (0.., 0..);
+        let style = |(_, shape): &(String, Shape)| match shape {
+            Shape::Level(_) => Style::of_level(levels.next().unwrap_or(0)),
+            _ => Style::of_shape(shapes.next().unwrap_or(0)),
         };
-        self.shapes.iter().map(color).collect()
+        self.shapes.iter().map(style).collect()
     }
 
     /// Places of the names: side by side, in as many lines as they need.
@@ -184,23 +204,28 @@ struct Entry {
 }
 
 impl Entry {
-    fn draw(&self, drawing: &mut Drawing, shape: &Shape, color: &str) {
+    fn draw(&self, drawing: &mut Drawing, shape: &Shape, style: &Style) {
         let y = MARGIN + LINE * self.line;
-        let ends = [[self.left, y], [self.left + KEY - 8.0, y]];
-        match shape {
-            Shape::Line(_) => drawing.polyline(&ends, color, 2.0),
-            Shape::Mark(_) => drawing.dot([self.left + (KEY - 8.0) / 2.0, y], 5.0, color),
-            Shape::Level(_) => dashed(drawing, ends),
+        let [left, right] = [self.left, self.left + KEY - 8.0];
+        match shape.mark() {
+            Some(_) => style.point(drawing, [(left + right) / 2.0, y], 5.0),
+            None => style.line(drawing, &[[left, y], [right, y]], width(shape)),
         }
         let baseline = [self.left + KEY, y + 4.0];
         drawing.text(baseline, &self.name, TEXT, color::INK, Anchor::Start);
     }
 }
 
+/// How thick a line or level is.
+fn width(shape: &Shape) -> f64 {
+    if let Shape::Level(_) = shape { 1.5 } else { 2.0 }
+}
+
 /// The spread of a line, below all lines.
 fn band(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
     let Shape::Line(points) = shape else { return };
-    if points.iter().all(|point| point.spread == 0.0) {
+    // A single point has a bar.
+    if points.len() < 2 || points.iter().all(|point| point.spread == 0.0) {
         return;
     }
     let side = |side: f64| points.iter().map(move |p| frame.at(p.x, p.y + side * p.spread));
@@ -212,33 +237,33 @@ fn band(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
     ));
 }
 
-fn lines_and_marks(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
+/// A line with its points, or a level.
+fn line(drawing: &mut Drawing, frame: &Frame, shape: &Shape, style: &Style) {
     match shape {
-        Shape::Line(points) => {
+        Shape::Line(points) if points.len() > 1 => {
             let points: Vec<[f64; 2]> = points.iter().map(|p| frame.at(p.x, p.y)).collect();
-            drawing.polyline(&points, color, 2.0);
-            points.iter().for_each(|&point| drawing.dot(point, 2.5, color));
-        }
-        Shape::Mark(Point { x, y, spread }) => {
-            if *spread > 0.0 {
-                let ends = [-1.0, 1.0].map(|side| frame.at(*x, y + side * spread));
-                drawing.line(ends[0], ends[1], color, 1.5);
-            }
-            drawing.dot(frame.at(*x, *y), 5.0, color);
+            style.line(drawing, &points, width(shape));
+            points.iter().for_each(|&point| style.point(drawing, point, 2.5));
         }
         Shape::Level(value) => {
             let [_, y] = frame.at(frame.x.low, *value);
-            dashed(drawing, [[LEFT, y], [WIDTH - RIGHT, y]]);
+            style.line(drawing, &[[LEFT, y], [WIDTH - RIGHT, y]], width(shape));
         }
+        _ => {}
     }
 }
 
-fn dashed(drawing: &mut Drawing, [[x1, y1], [x2, y2]]: [[f64; 2]; 2]) {
-    drawing.element(format_args!(
-        "<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" stroke=\"{}\" \
-         stroke-width=\"1.5\" stroke-dasharray=\"5 4\"/>",
-        color::FAINT
-    ));
+/// A mark with its spread at a place that is free, and a thin line to its own if that is another one.
+fn mark(drawing: &mut Drawing, frame: &Frame, (point, place): (&Point, [f64; 2]), style: &Style) {
+    let [left, own] = [place[0], frame.left(point.x)];
+    if left != own {
+        drawing.line([own, place[1]], place, style.color, 0.75);
+    }
+    if point.spread > 0.0 {
+        let ends = [-1.0, 1.0].map(|side| frame.at(point.x, point.y + side * point.spread)[1]);
+        drawing.line([left, ends[0]], [left, ends[1]], style.color, 1.5);
+    }
+    style.point(drawing, place, 5.0);
 }
 
 #[cfg(test)]
@@ -315,13 +340,66 @@ mod tests {
             (&*names[2], Shape::Mark(point(3.0, 3.0, 0.0))),
         ];
         let plot = plot(shapes);
-        assert_eq!(plot.colors(), [COLORS[0], color::FAINT, COLORS[1], COLORS[2]]);
+        let expected =
+            [Style::of_shape(0), Style::of_level(0), Style::of_shape(1), Style::of_shape(2)];
+        assert_eq!(plot.styles(), expected);
         let lines: Vec<f64> = plot.legend().iter().map(|entry| entry.line).collect();
         assert!(lines.is_sorted() && lines[3] > 0.0, "{lines:?}");
         let svg = plot.draw().unwrap().svg();
         assert!(names.iter().all(|name| svg.contains(&format!(">{name}<"))), "{svg}");
         // One across the plot and one in the legend.
         assert_eq!(svg.matches("stroke-dasharray").count(), 2);
+    }
+
+    /// With one check there is no band, and with two seeds there is a spread.
+    #[test]
+    fn a_line_of_one_point_is_a_mark_with_a_bar() {
+        let line = |y, spread| Shape::Line(vec![point(1.0, y, spread)]);
+        let svg = plot(vec![("a", line(10.0, 2.0)), ("b", line(20.0, 0.0))]).draw().unwrap().svg();
+        assert_eq!(svg.matches("stroke-width=\"1.5\"").count(), 1, "{svg}");
+        assert!(!svg.contains("<polygon") && !svg.contains("<polyline"), "{svg}");
+        // Each in the plot and in the legend, equally large.
+        assert_eq!(numbers(&svg, "circle", "r"), [5.0; 4]);
+    }
+
+    #[test]
+    fn equal_marks_are_all_seen() {
+        let marks = ["a", "b", "c"].map(|name| (name, Shape::Mark(point(7.0, 3.0, 1.0))));
+        let svg = plot(marks.into()).draw().unwrap().svg();
+        let mut left = numbers(&svg, "circle", "cx")[..3].to_vec();
+        left.sort_by(f64::total_cmp);
+        assert!(left.windows(2).all(|pair| pair[1] - pair[0] > 10.0), "{left:?}");
+        // Bars go with their marks, and thin lines lead to the place of two of them.
+        let bars = svg.lines().filter(|line| line.contains("stroke-width=\"1.5\""));
+        let bars: Vec<String> = bars.map(str::to_owned).collect();
+        assert!(
+            left.iter().all(|x| bars.iter().any(|bar| bar.contains(&format!("x1=\"{x:.2}\""))))
+        );
+        assert_eq!(svg.matches("stroke-width=\"0.75\" stroke-linecap").count(), 2, "{svg}");
+    }
+
+    /// Nine lines, two of the same color, and two levels of a gray.
+    #[test]
+    fn everything_looks_different() {
+        let names: Vec<String> = (0..9).map(|number| format!("line {number}")).collect();
+        let line = |number: usize| {
+            let y = number as f64;
+            Shape::Line(vec![point(0.0, y, 0.0), point(1.0, y, 0.0)])
+        };
+        let mut shapes: Vec<(&str, Shape)> =
+            names.iter().enumerate().map(|(number, name)| (&**name, line(number))).collect();
+        shapes.push(("raw pixels", Shape::Level(10.0)));
+        shapes.push(("untrained", Shape::Level(11.0)));
+        let svg = plot(shapes).draw().unwrap().svg();
+        let strokes = svg.lines().filter_map(|line| line.strip_prefix("<polyline points="));
+        let look = |line: &str| line.split_once(" fill").unwrap().1.to_owned();
+        let mut looks: Vec<String> = strokes.map(look).collect();
+        assert_eq!(looks.len(), 2 * (9 + 2), "{svg}");
+        looks.sort_unstable();
+        looks.dedup();
+        assert_eq!(looks.len(), 9 + 2, "{looks:?}");
+        // The ninth has squares, in place of discs.
+        assert_eq!(svg.matches("<polygon").count(), 2, "{svg}");
     }
 
     #[test]
