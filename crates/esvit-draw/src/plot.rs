@@ -131,9 +131,15 @@ impl Plot {
         }
         let marks: Vec<(&Point, &Style)> =
             shapes().filter_map(|(shape, style)| Some((shape.mark()?, style))).collect();
-        let places: Vec<[f64; 2]> =
-            marks.iter().map(|(mark, _)| frame.at(mark.x, mark.y)).collect();
-        for (&(point, style), place) in marks.iter().zip(apart(&places, [LEFT, WIDTH - RIGHT])) {
+        let own: Vec<[f64; 2]> = marks.iter().map(|(mark, _)| frame.at(mark.x, mark.y)).collect();
+        let places = apart(&own, [LEFT, WIDTH - RIGHT]);
+        // Thin lines to their places from marks that stand beside them, below all marks.
+        for ((own, place), (_, style)) in own.iter().zip(&places).zip(&marks) {
+            if own != place {
+                drawing.line(*own, *place, style.color, 0.75);
+            }
+        }
+        for ((point, style), place) in marks.into_iter().zip(places) {
             mark(&mut drawing, &frame, (point, place), style);
         }
         for ((shape, style), entry) in shapes().zip(&entries) {
@@ -253,12 +259,9 @@ fn line(drawing: &mut Drawing, frame: &Frame, shape: &Shape, style: &Style) {
     }
 }
 
-/// A mark with its spread at a place that is free, and a thin line to its own if that is another one.
+/// A mark with its spread, at a place.
 fn mark(drawing: &mut Drawing, frame: &Frame, (point, place): (&Point, [f64; 2]), style: &Style) {
-    let [left, own] = [place[0], frame.left(point.x)];
-    if left != own {
-        drawing.line([own, place[1]], place, style.color, 0.75);
-    }
+    let [left, _] = place;
     if point.spread > 0.0 {
         let ends = [-1.0, 1.0].map(|side| frame.at(point.x, point.y + side * point.spread)[1]);
         drawing.line([left, ends[0]], [left, ends[1]], style.color, 1.5);
