@@ -128,14 +128,15 @@ impl Drawing {
     /// An upright triangle centered on a point.
     pub fn triangle(&mut self, [x, y]: [f64; 2], radius: f64, color: &str) {
         let (half, low) = (radius * 0.866, radius * 0.5);
+        self.polygon(&[[x, y - radius], [x + half, y + low], [x - half, y + low]], color);
+    }
+
+    /// A filled polygon with a thin dark outline.
+    pub fn polygon(&mut self, corners: &[[f64; 2]], color: &str) {
+        let corners: Vec<String> = corners.iter().map(|[x, y]| format!("{x:.2},{y:.2}")).collect();
         self.element(format_args!(
-            "<polygon points=\"{x:.2},{:.2} {:.2},{:.2} {:.2},{:.2}\" fill=\"{color}\" \
-             stroke=\"{}\" stroke-width=\"0.75\"/>",
-            y - radius,
-            x + half,
-            y + low,
-            x - half,
-            y + low,
+            "<polygon points=\"{}\" fill=\"{color}\" stroke=\"{}\" stroke-width=\"0.75\"/>",
+            corners.join(" "),
             color::INK
         ));
     }

@@ -1,8 +1,14 @@
 //! Plots as drawings of their own: lines with their spread, marks with error bars, and levels to compare
 //! with, between two axes and below a legend.
 
+mod apart;
+mod style;
+
 use crate::axis::{Axis, Scale};
 use crate::{Anchor, Drawing, color, ellipsize, text_width};
+
+use self::apart::apart;
+use self::style::Style;
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 66.0;
@@ -19,10 +25,6 @@ const GRID: &str = "#eceef1";
 /// Number of ticks of an axis.
 const TICKS: usize = 6;
 
-/// Colors of what is plotted, in order; told apart in gray too as far as eight can be.
-const COLORS: [&str; 8] =
-    ["#1f6fb4", "#e0691a", "#2b8a4b", "#8e44ad", "#c0392b", "#0e8f9c", "#8a6d1b", "#57606a"];
-
 /// A value of y with its spread, at a place on x.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
@@ -37,9 +39,9 @@ pub struct Point {
 /// What is plotted of one thing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shape {
-    /// A line through points, in a band of their spread.
+    /// A line through points, in a band of their spread. One of a single point is a mark.
     Line(Vec<Point>),
-    /// A mark with the spread of its value.
+    /// A mark with the spread of its value. Where another one is already, it stands beside it.
     Mark(Point),
     /// A dashed line across the plot: a value to compare with.
     Level(f64),
@@ -54,7 +56,8 @@ pub struct Plot {
     pub y: String,
     /// Scale of the x axis.
     pub scale: Scale,
-    /// What is plotted, with its name in the legend. Lines and marks have a color each, levels are gray.
+    /// What is plotted, with its name in the legend. Lines and marks have a color each, or where there are many a
+    /// form and dashes beside it; levels are gray, each with dashes of its own.
     pub shapes: Vec<(String, Shape)>,
 }
 
@@ -68,6 +71,15 @@ impl Shape {
             Self::Line(points) => points.iter().flat_map(ends).collect(),
             Self::Mark(point) => ends(point).into(),
             Self::Level(value) => vec![[None, Some(*value)]],
+        }
+    }
+
+    /// Its only point, if it has one: a line needs two.
+    fn mark(&self) -> Option<&Point> {
+        match self {
+            Self::Mark(point) => Some(point),
+            Self::Line(points) if points.len() == 1 => points.first(),
+            _ => None,
         }
     }
 }
@@ -109,15 +121,29 @@ impl Plot {
         };
         let mut drawing = Drawing::new(WIDTH, frame.top + HEIGHT + BOTTOM);
         self.axes(&mut drawing, &frame);
-        let of_shapes = self.shapes.iter().zip(self.colors());
-        for ((_, shape), color) in of_shapes.clone() {
-            band(&mut drawing, &frame, shape, color);
+        let styles = self.styles();
+        let shapes = || self.shapes.iter().map(|(_, shape)| shape).zip(&styles);
+        for (shape, style) in shapes() {
+            band(&mut drawing, &frame, shape, style.color);
         }
-        for ((_, shape), color) in of_shapes.clone() {
-            lines_and_marks(&mut drawing, &frame, shape, color);
+        for (shape, style) in shapes() {
+            line(&mut drawing, &frame, shape, style);
         }
-        for (((_, shape), color), entry) in of_shapes.zip(&entries) {
-            entry.draw(&mut drawing, shape, color);
+        let marks: Vec<(&Point, &Style)> =
+            shapes().filter_map(|(shape, style)| Some((shape.mark()?, style))).collect();
+        let own: Vec<[f64; 2]> = marks.iter().map(|(mark, _)| frame.at(mark.x, mark.y)).collect();
+        let places = apart(&own, [LEFT, WIDTH - RIGHT]);
+        // Thin lines to their places from marks that stand beside them, below all marks.
+        for ((own, place), (_, style)) in own.iter().zip(&places).zip(&marks) {
+            if own != place {
+                drawing.line(*own, *place, style.color, 0.75);
+            }
+        }
+        for ((point, style), place) in marks.into_iter().zip(places) {
+            mark(&mut drawing, &frame, (point, place), style);
+        }
+        for ((shape, style), entry) in shapes().zip(&entries) {
+            entry.draw(&mut drawing, shape, style);
         }
         Some(drawing)
     }
@@ -147,14 +173,14 @@ impl Plot {
         ));
     }
 
-    /// The color of each shape.
-    fn colors(&self) -> Vec<&'static str> {
-        let mut colors = COLORS.into_iter().cycle();
-        let color = |(_, shape): &(String, Shape)| match shape {
-            Shape::Level(_) => color::FAINT,
-            _ => colors.next().unwrap_or(color::INK),
+    /// How each shape is drawn.
+    fn styles(&self) -> Vec<Style> {
+        let (mut shapes, mut levels) = (0.., 0..);
+        let style = |(_, shape): &(String, Shape)| match shape {
+            Shape::Level(_) => Style::of_level(levels.next().unwrap_or(0)),
+            _ => Style::of_shape(shapes.next().unwrap_or(0)),
         };
-        self.shapes.iter().map(color).collect()
+        self.shapes.iter().map(style).collect()
     }
 
     /// Places of the names: side by side, in as many lines as they need.
@@ -184,23 +210,28 @@ struct Entry {
 }
 
 impl Entry {
-    fn draw(&self, drawing: &mut Drawing, shape: &Shape, color: &str) {
+    fn draw(&self, drawing: &mut Drawing, shape: &Shape, style: &Style) {
         let y = MARGIN + LINE * self.line;
-        let ends = [[self.left, y], [self.left + KEY - 8.0, y]];
-        match shape {
-            Shape::Line(_) => drawing.polyline(&ends, color, 2.0),
-            Shape::Mark(_) => drawing.dot([self.left + (KEY - 8.0) / 2.0, y], 5.0, color),
-            Shape::Level(_) => dashed(drawing, ends),
+        let [left, right] = [self.left, self.left + KEY - 8.0];
+        match shape.mark() {
+            Some(_) => style.point(drawing, [(left + right) / 2.0, y], 5.0),
+            None => style.line(drawing, &[[left, y], [right, y]], width(shape)),
         }
         let baseline = [self.left + KEY, y + 4.0];
         drawing.text(baseline, &self.name, TEXT, color::INK, Anchor::Start);
     }
 }
 
+/// How thick a line or level is.
+fn width(shape: &Shape) -> f64 {
+    if let Shape::Level(_) = shape { 1.5 } else { 2.0 }
+}
+
 /// The spread of a line, below all lines.
 fn band(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
     let Shape::Line(points) = shape else { return };
-    if points.iter().all(|point| point.spread == 0.0) {
+    // A single point has a bar.
+    if points.len() < 2 || points.iter().all(|point| point.spread == 0.0) {
         return;
     }
     let side = |side: f64| points.iter().map(move |p| frame.at(p.x, p.y + side * p.spread));
@@ -212,124 +243,31 @@ fn band(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
     ));
 }
 
-fn lines_and_marks(drawing: &mut Drawing, frame: &Frame, shape: &Shape, color: &str) {
+/// A line with its points, or a level.
+fn line(drawing: &mut Drawing, frame: &Frame, shape: &Shape, style: &Style) {
     match shape {
-        Shape::Line(points) => {
+        Shape::Line(points) if points.len() > 1 => {
             let points: Vec<[f64; 2]> = points.iter().map(|p| frame.at(p.x, p.y)).collect();
-            drawing.polyline(&points, color, 2.0);
-            points.iter().for_each(|&point| drawing.dot(point, 2.5, color));
-        }
-        Shape::Mark(Point { x, y, spread }) => {
-            if *spread > 0.0 {
-                let ends = [-1.0, 1.0].map(|side| frame.at(*x, y + side * spread));
-                drawing.line(ends[0], ends[1], color, 1.5);
-            }
-            drawing.dot(frame.at(*x, *y), 5.0, color);
+            style.line(drawing, &points, width(shape));
+            points.iter().for_each(|&point| style.point(drawing, point, 2.5));
         }
         Shape::Level(value) => {
             let [_, y] = frame.at(frame.x.low, *value);
-            dashed(drawing, [[LEFT, y], [WIDTH - RIGHT, y]]);
+            style.line(drawing, &[[LEFT, y], [WIDTH - RIGHT, y]], width(shape));
         }
+        _ => {}
     }
 }
 
-fn dashed(drawing: &mut Drawing, [[x1, y1], [x2, y2]]: [[f64; 2]; 2]) {
-    drawing.element(format_args!(
-        "<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" stroke=\"{}\" \
-         stroke-width=\"1.5\" stroke-dasharray=\"5 4\"/>",
-        color::FAINT
-    ));
+/// A mark with its spread, at a place.
+fn mark(drawing: &mut Drawing, frame: &Frame, (point, place): (&Point, [f64; 2]), style: &Style) {
+    let [left, _] = place;
+    if point.spread > 0.0 {
+        let ends = [-1.0, 1.0].map(|side| frame.at(point.x, point.y + side * point.spread)[1]);
+        drawing.line([left, ends[0]], [left, ends[1]], style.color, 1.5);
+    }
+    style.point(drawing, place, 5.0);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plot(shapes: Vec<(&str, Shape)>) -> Plot {
-        let shapes = shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
-        Plot { x: "epoch".into(), y: "k-NN top-1 (%)".into(), scale: Scale::FromZero, shapes }
-    }
-
-    fn point(x: f64, y: f64, spread: f64) -> Point {
-        Point { x, y, spread }
-    }
-
-    /// All values of an attribute.
-    fn numbers(svg: &str, element: &str, attribute: &str) -> Vec<f64> {
-        let elements = svg.lines().filter(|line| line.starts_with(&format!("<{element} ")));
-        let value = |line: &str| {
-            let (_, rest) = line.split_once(&format!(" {attribute}=\"")).unwrap();
-            rest.split('"').next().unwrap().parse().unwrap()
-        };
-        elements.map(value).collect()
-    }
-
-    #[test]
-    fn larger_values_stand_higher_and_later_ones_to_the_right() {
-        let line = Shape::Line(vec![point(1.0, 10.0, 0.0), point(2.0, 30.0, 0.0)]);
-        let svg = plot(vec![("both", line)]).draw().unwrap().svg();
-        let (x, y) = (numbers(&svg, "circle", "cx"), numbers(&svg, "circle", "cy"));
-        assert!(x.len() == 2 && x[0] < x[1] && y[0] > y[1], "{x:?} {y:?}");
-        assert!(
-            svg.contains(">both<") && svg.contains(">epoch<") && svg.contains(">k-NN top-1 (%)<")
-        );
-        assert!(!svg.contains("<polygon") && !svg.contains("NaN"), "{svg}");
-    }
-
-    #[test]
-    fn the_spread_is_a_band_around_a_line_and_a_bar_at_a_mark() {
-        let line = Shape::Line(vec![point(0.0, 10.0, 2.0), point(1.0, 20.0, 2.0)]);
-        let svg = plot(vec![("a", line)]).draw().unwrap().svg();
-        let (_, corners) = svg.split_once("<polygon points=\"").unwrap();
-        let corners: Vec<Vec<f64>> = corners
-            .split('"')
-            .next()
-            .unwrap()
-            .split(' ')
-            .map(|corner| corner.split(',').map(|number| number.parse().unwrap()).collect())
-            .collect();
-        // Above the line from left to right, and below it back.
-        assert_eq!(corners.len(), 4);
-        assert!(corners[0][0] < corners[1][0] && corners[1][0] == corners[2][0], "{corners:?}");
-        assert!(corners[0][1] < corners[3][1] && corners[1][1] < corners[2][1], "{corners:?}");
-        let middle = (corners[0][1] + corners[3][1]) / 2.0;
-        assert!((middle - numbers(&svg, "circle", "cy")[0]).abs() < 0.02, "{corners:?}");
-        let of_mark = |spread| {
-            let shapes = vec![
-                ("a", Shape::Mark(point(1.0, 10.0, spread))),
-                ("b", Shape::Mark(point(2.0, 20.0, 0.0))),
-            ];
-            let svg = plot(shapes).draw().unwrap().svg();
-            svg.matches("stroke-width=\"1.5\"").count()
-        };
-        assert_eq!([of_mark(0.0), of_mark(3.0)], [0, 1]);
-    }
-
-    #[test]
-    fn everything_is_in_the_legend_and_has_its_color() {
-        let names = ["one", "two", "three"].map(|name| format!("{name} {}", "x".repeat(40)));
-        let shapes = vec![
-            (&*names[0], Shape::Mark(point(1.0, 1.0, 0.0))),
-            ("raw pixels", Shape::Level(0.5)),
-            (&*names[1], Shape::Mark(point(2.0, 2.0, 0.0))),
-            (&*names[2], Shape::Mark(point(3.0, 3.0, 0.0))),
-        ];
-        let plot = plot(shapes);
-        assert_eq!(plot.colors(), [COLORS[0], color::FAINT, COLORS[1], COLORS[2]]);
-        let lines: Vec<f64> = plot.legend().iter().map(|entry| entry.line).collect();
-        assert!(lines.is_sorted() && lines[3] > 0.0, "{lines:?}");
-        let svg = plot.draw().unwrap().svg();
-        assert!(names.iter().all(|name| svg.contains(&format!(">{name}<"))), "{svg}");
-        // One across the plot and one in the legend.
-        assert_eq!(svg.matches("stroke-dasharray").count(), 2);
-    }
-
-    #[test]
-    fn nothing_is_no_plot() {
-        assert_eq!(plot(vec![]).draw().map(|drawing| drawing.svg()), None);
-        assert!(plot(vec![("level", Shape::Level(1.0))]).draw().is_none());
-        assert!(plot(vec![("line", Shape::Line(vec![]))]).draw().is_none());
-        let one = plot(vec![("a < b", Shape::Mark(point(5.0, 5.0, 0.0)))]).draw().unwrap().svg();
-        assert!(one.contains("a &lt; b") && !one.contains("NaN"), "{one}");
-    }
-}
+mod tests;

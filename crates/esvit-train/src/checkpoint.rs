@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use esvit_data::Preprocess;
-use esvit_files::{FileError, write_atomically};
+use esvit_files::{FileError, FileStep, write_atomically};
 use esvit_nn::Tensor;
 use esvit_nn::params::{ParamSpec, Role};
 use esvit_nn::weights::{
@@ -224,7 +224,30 @@ impl CheckpointError {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<(), CheckpointError> {
+pub fn save(path: &Path, learner: &Learner, metadata: Metadata) -> Result<(), CheckpointError> {
+    let (entries, metadata) = contents(learner, metadata);
+    write(path, &entries, &metadata)
+}
+
+/// What [`save`] would write, opened; `path` is its name in errors.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn in_memory(
+    path: &Path,
+    learner: &Learner,
+    metadata: Metadata,
+) -> Result<Checkpoint, CheckpointError> {
+    let (entries, metadata) = contents(learner, metadata);
+    let metadata = serde_json::to_string(&metadata).expect("plain values");
+    let mut bytes = Vec::new();
+    weights::save(&mut bytes, &entries, &metadata)
+        .map_err(|error| FileError::at(FileStep::Write, path, error))?;
+    Checkpoint::of(WeightsFile::from_bytes(path, bytes).map_err(WeightsError::from)?)
+}
+
+/// The tensors of a learner's state, and the metadata beside them.
+fn contents(learner: &Learner, mut metadata: Metadata) -> (Vec<Entry>, Metadata) {
     let mut entries = weights::entries(STUDENT, &learner.student);
     if let Some(teacher) = &learner.teacher {
         let all =
@@ -247,7 +270,7 @@ pub fn save(path: &Path, learner: &Learner, mut metadata: Metadata) -> Result<()
     if let Some(backbone) = metadata.backbone.as_mut().filter(|_| is_student) {
         backbone.network = Some("student".into());
     }
-    write(path, &entries, &metadata)
+    (entries, metadata)
 }
 
 /// Writes tensors and metadata, atomically.
@@ -306,9 +329,12 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be read or is not a file of weights.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = WeightsFile::open(path).map_err(WeightsError::from)?;
+        Self::of(WeightsFile::open(path).map_err(WeightsError::from)?)
+    }
+
+    fn of(file: WeightsFile) -> Result<Self, CheckpointError> {
         let text = file.metadata().get(METADATA_KEY).and_then(|value| value.as_str());
-        let damaged = |reason| CheckpointError::Metadata { path: path.into(), reason };
+        let damaged = |reason| CheckpointError::Metadata { path: file.path().into(), reason };
         let metadata = text.map(|text| stored_metadata(text).map_err(damaged)).transpose()?;
         Ok(Self { file, metadata: metadata.flatten() })
     }

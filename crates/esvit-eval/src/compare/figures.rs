@@ -104,8 +104,10 @@ pub fn against_throughput(rows: &[Row]) -> Option<Drawing> {
 
 /// A mark for each variant, beside levels of raw pixels and untrained networks.
 fn marks(rows: &[Row], title: &str, x: fn(&Row) -> Option<f64>) -> Option<Drawing> {
+    // Of a variant whose runs all failed there is nothing.
     let has = |metric: &Metric| {
-        rows.iter().filter(|row| row.is_variant).all(|row| (metric.of_row)(row).is_some())
+        let mut shown = rows.iter().filter(|row| row.is_variant && row.seeds > 0);
+        shown.all(|row| (metric.of_row)(row).is_some())
     };
     let metric = [KNN, RETRIEVAL].into_iter().find(has)?;
     let shape = |row: &Row| {
@@ -116,14 +118,22 @@ fn marks(rows: &[Row], title: &str, x: fn(&Row) -> Option<f64>) -> Option<Drawin
         };
         Some((row.name.clone(), shape))
     };
-    let shapes = rows.iter().filter_map(shape).collect();
+    let mut shapes: Vec<(String, Shape)> = Vec::new();
+    for (name, shape) in rows.iter().filter_map(shape) {
+        let is_level = matches!(shape, Shape::Level(_));
+        // Levels at the same height are one line.
+        match shapes.iter_mut().find(|(_, other)| is_level && *other == shape) {
+            Some((names, _)) => names.push_str(&format!(", {name}")),
+            None => shapes.push((name, shape)),
+        }
+    }
     Plot { x: title.into(), y: metric.title.into(), scale: Scale::Logarithmic, shapes }.draw()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::result::{Start, example};
+    use crate::compare::result::{Start, example, failed};
     use crate::compare::rows;
 
     fn svg(drawing: Option<Drawing>) -> String {
@@ -137,6 +147,15 @@ mod tests {
         let expected = [point(5.5, 2.0, 2f64.sqrt()), point(10.0, 2.0, 0.0)];
         assert_eq!(mean_line(&lines, 2.0), expected);
         assert!(mean_line(&[], 1.0).is_empty());
+    }
+
+    /// Two seeds that were checked once.
+    #[test]
+    fn one_check_has_the_spread_of_its_seeds() {
+        let mut results = [example("view", 0, 30.0), example("view", 1, 34.0)];
+        results.iter_mut().for_each(|result| result.checks.retain(|c| c.images_seen == 80));
+        let drawn = svg(curves(&results));
+        assert_eq!(drawn.matches("stroke-width=\"1.5\"").count(), 1, "{drawn}");
     }
 
     #[test]
@@ -199,14 +218,29 @@ mod tests {
     fn variants_are_marks_and_baselines_levels() {
         let results =
             [example("view", 0, 30.0), example("view", 1, 34.0), example("both", 0, 20.0)];
-        let drawn = svg(against_parameters(&rows(&results)));
+        let drawn = svg(against_parameters(&rows(&["view", "both"], &results, &[])));
         for part in [">parameters<", ">raw pixels<", ">untrained<", ">view<", ">both<"] {
             assert!(drawn.contains(part), "{part} {drawn}");
         }
         // A mark and its entry in the legend.
         assert_eq!(drawn.matches("<circle").count(), 4);
-        let drawn = svg(against_throughput(&rows(&results)));
+        let failed = [failed("bad", 0)];
+        let drawn = svg(against_throughput(&rows(&["bad", "view", "both"], &results, &failed)));
         assert!(drawn.contains(">images per second, forward<"), "{drawn}");
+        assert!(drawn.contains(">k-NN top-1 (%)<") && !drawn.contains(">bad"), "{drawn}");
         assert!(against_parameters(&[]).is_none());
+        // Each level has a line of its own in the plot and in the legend, with other dashes.
+        let dashes = |drawn: &str| -> Vec<String> {
+            let parts = drawn.split("stroke-dasharray=\"").skip(1);
+            parts.map(|part| part.split('"').next().unwrap().to_owned()).collect()
+        };
+        let found = dashes(&drawn);
+        assert!(found.len() == 4 && found[0] == found[2] && found[1] == found[3], "{found:?}");
+        assert_ne!(found[0], found[1]);
+        let mut one = [example("view", 0, 30.0)];
+        one[0].untrained.knn = one[0].raw_pixels.knn;
+        let drawn = svg(against_parameters(&rows(&["view"], &one, &[])));
+        assert!(drawn.contains(">raw pixels, untrained<"), "{drawn}");
+        assert_eq!(dashes(&drawn).len(), 2, "{drawn}");
     }
 }

@@ -4,6 +4,7 @@
 mod figures;
 mod judge;
 mod log;
+mod prepared;
 mod result;
 mod rows;
 mod speed;
@@ -12,7 +13,8 @@ mod table;
 pub use figures::{against_parameters, against_throughput, curves};
 pub use judge::{CompareError, Judge, Judged};
 pub use log::{RunLog, read_log};
-pub use result::{Check, RunResult, Scores, Start};
+pub use prepared::preparation;
+pub use result::{Check, FailedRun, Original, RunResult, Scores, Start};
 pub use rows::{Row, rows};
 pub use speed::forward_images_per_s;
 pub use table::{markdown, text};

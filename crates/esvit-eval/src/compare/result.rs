@@ -42,6 +42,15 @@ pub struct Start {
     pub training_seconds: f64,
 }
 
+/// Weights of a file, with which a run began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Original {
+    /// The file, and the network in it if one was named.
+    pub weights: String,
+    /// What they reach.
+    pub scores: Scores,
+}
+
 /// A finished run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
@@ -82,12 +91,35 @@ pub struct RunResult {
     pub trained: Scores,
     /// Of the same network with the initial values of its seed.
     pub untrained: Scores,
+    /// Of the weights that it began with, if they are those of a file and could be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<Original>,
     /// Of raw pixels, prepared in the same way.
     pub raw_pixels: Scores,
     /// What its checks of k-NN accuracy were made on, if there were any.
     pub checked_on: Option<String>,
     /// The checks, in order.
     pub checks: Vec<Check>,
+}
+
+/// A run that failed, of which there are no figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedRun {
+    /// Name of its folder.
+    pub run: String,
+    /// Its variant.
+    pub variant: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A run that failed, for tests.
+#[cfg(test)]
+pub(super) fn failed(variant: &str, seed: u64) -> FailedRun {
+    let (run, reason) = (format!("{variant}-{seed}"), "the loss is NaN".into());
+    FailedRun { run, variant: variant.into(), seed, reason }
 }
 
 /// A run with these figures, for tests.
@@ -122,6 +154,7 @@ pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {
             retrieval: Some(7.0),
         },
         untrained: Scores { knn: Some(5.0 + seed as f64), ..Scores::default() },
+        original: None,
         raw_pixels: Scores { knn: Some(3.0), ..Scores::default() },
         checked_on: Some("`photos`".into()),
         checks: vec![check(0), check(40), check(80)],

@@ -58,7 +58,7 @@ pub fn markdown(rows: &[Row]) -> String {
 /// same.
 fn cells(rows: &[Row]) -> Vec<Vec<String>> {
     let mut lines = vec![vec![String::new()]];
-    lines.extend(rows.iter().map(|row| vec![row.name.clone()]));
+    lines.extend(rows.iter().map(|row| vec![row.label()]));
     for (title, cell) in COLUMNS {
         let found: Vec<Option<String>> = rows.iter().map(cell).collect();
         let mut values = found.iter().flatten();
@@ -96,13 +96,13 @@ fn time(MeanStd { mean, std }: MeanStd) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::result::example;
+    use crate::compare::result::{example, failed};
     use crate::compare::rows;
 
     #[test]
     fn every_figure_has_its_column() {
         let results = [example("view", 0, 30.0), example("view", 1, 34.0)];
-        let table = text(&rows(&results));
+        let table = text(&rows(&["view"], &results, &[]));
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
             lines[0].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>(),
@@ -130,13 +130,24 @@ mod tests {
     #[test]
     fn images_are_named_where_they_differ() {
         let mut results = [example("a", 0, 30.0), example("b", 0, 30.0)];
-        assert!(!markdown(&rows(&results)).contains("photos"));
+        assert!(!markdown(&rows(&["a", "b"], &results, &[])).contains("photos"));
         results[1].data = "`other|s` (9 images)".into();
-        let table = markdown(&rows(&results));
+        let table = markdown(&rows(&["a", "b"], &results, &[]));
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].starts_with("|  | data | images seen | k-NN % |"), "{table}");
         assert!(lines[1].starts_with("| --- | ---: | ---: |"), "{table}");
         assert!(lines[4].starts_with("| a | `photos` (40 images) | 80 | 30.0 |"), "{table}");
         assert!(lines[5].starts_with("| b | `other\\|s` (9 images) | 80 |"), "{table}");
+    }
+
+    #[test]
+    fn a_row_says_what_it_lacks() {
+        let results = [example("b", 0, 30.0)];
+        let failed = [failed("a", 0), failed("a", 1), failed("b", 1)];
+        let table = markdown(&rows(&["a", "b"], &results, &failed));
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[4].starts_with("| a (failed) | - | - | - |"), "{table}");
+        assert!(lines[5].starts_with("| b (1 of 2 seeds) | 80 | 30.0 |"), "{table}");
+        assert_eq!(text(&rows(&["a"], &[], &failed)), "\na (failed)");
     }
 }

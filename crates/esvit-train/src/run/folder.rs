@@ -157,6 +157,21 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Locks a folder that exists, such as that of several runs: no other process does while the result is held.
+    ///
+    /// # Errors
+    /// When another process has locked it, or it cannot be used.
+    pub fn hold(path: &Path) -> Result<Self, FolderError> {
+        let mut folder = Self::at(path.into());
+        folder.lock()?;
+        Ok(folder)
+    }
+
+    /// Whether a file of this name is the lock of its folder.
+    pub fn is_lock(name: &str) -> bool {
+        name == LOCK
+    }
+
     /// The run that a file belongs to: one of its settings, logs, checkpoints or results.
     pub fn of_file(file: &Path) -> Option<PathBuf> {
         let name = file.file_name()?.to_str()?;
@@ -203,6 +218,16 @@ impl RunFolder {
             if let Some(found) = path.as_ref().and_then(found) {
                 *path = Some(found);
             }
+        }
+    }
+
+    /// A file whose relative path is meant from where the run was started, where it is not there from here.
+    pub fn find_file(&self, path: &Path) -> PathBuf {
+        let environment = self.environment();
+        let from_start = environment["folder"].as_str().map(|start| Path::new(start).join(path));
+        match from_start.filter(|found| path.is_relative() && !path.exists() && found.exists()) {
+            Some(found) => found,
+            None => path.into(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A whole pre-training run.
 
+mod check;
 mod figures;
 mod folder;
 mod images;
@@ -21,6 +22,7 @@ use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
 use esvit_nn::{Collective, Network, Params};
 
+pub use check::{check_continued, check_images, check_weights};
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;

@@ -341,7 +341,7 @@ fn last_step(path: &Path) -> u64 {
 
 /// Number of classes of the images. An objective with labels needs two at least, and the label of
 /// every image.
-fn classes(config: &Config, source: &dyn Source) -> Result<usize, RunError> {
+pub(super) fn classes(config: &Config, source: &dyn Source) -> Result<usize, RunError> {
     let classes = source.classes().len();
     if config.objective.settings().needs_labels() {
         let is_labeled =
@@ -359,7 +359,7 @@ fn classes(config: &Config, source: &dyn Source) -> Result<usize, RunError> {
     Ok(classes)
 }
 
-fn from_file(
+pub(super) fn from_file(
     path: &Path,
     load: impl FnOnce(&Checkpoint) -> Result<Loaded, CheckpointError>,
 ) -> Result<Loaded, RunError> {

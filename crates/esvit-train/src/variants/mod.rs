@@ -1,15 +1,17 @@
 //! Variants of a run, which a comparison trains side by side.
 
 mod budget;
+mod judged;
 mod stored;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use esvit_settings::SettingError;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use budget::{BudgetError, share_budget};
+pub use judged::share_checks;
 pub use stored::{Asked, Comparison, Planned, Run, run_name};
 
 use crate::config::{ConfigError, TextError};
@@ -23,6 +25,8 @@ pub struct Variant {
     pub name: String,
     /// The recipe that it names.
     pub recipe: Option<String>,
+    /// The weights that it begins with.
+    pub weights: Option<Weights>,
     /// The variant that it goes on from.
     pub continues: Option<Continues>,
     /// The settings that it changes.
@@ -38,6 +42,30 @@ pub struct Continues {
     pub at: Span,
 }
 
+/// The weights of a file, from which runs begin with all else afresh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// The file.
+    pub path: PathBuf,
+    /// The network in it, if one is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// What a variant's runs begin with, as it is given.
+#[derive(Debug, Clone, Default)]
+pub struct Beginning {
+    /// File of weights.
+    pub init_from: Option<PathBuf>,
+    /// Network in it.
+    pub key: Option<String>,
+    /// Another variant.
+    pub continue_from: Option<String>,
+    /// The length of that one's run up to there.
+    pub continue_at: Option<Span>,
+}
+
 /// The settings that all variants have in common, with what gives them.
 const SHARED: [(&str, &str, &str); 4] = [
     ("seed", "all variants have the same seeds", "`--seeds`"),
@@ -49,16 +77,15 @@ const SAME_LENGTH: &str = "all variants have the same length";
 const GIVE_LENGTH: &str = "`--epochs`, `--steps` or `--time`";
 
 impl Variant {
-    /// A variant with the settings of `layers`, later ones over earlier ones. It goes on `from` another
-    /// one, after a part of that one's run, if both are given.
+    /// A variant with the settings of `layers`, later ones over earlier ones.
     ///
     /// # Errors
-    /// When the name is no part of a file's name, a setting is one that all variants share, or one of
-    /// `from` and `at` is missing.
+    /// When the name is no part of a file's name, a setting is one that all variants share, or of what it begins
+    /// with a part is missing or too much.
     pub fn new(
         name: &str,
         recipe: Option<String>,
-        (from, at): (Option<String>, Option<Span>),
+        beginning: Beginning,
         layers: Vec<Layer>,
     ) -> Result<Self, ConfigError> {
         check_name(name)?;
@@ -72,7 +99,25 @@ impl Variant {
             }
         }
         let fail = |message: String| Err(ConfigError::Conflict(message));
-        let continues = match (from, at) {
+        let Beginning { init_from, key, continue_from, continue_at } = beginning;
+        let weights = match (init_from, key) {
+            (Some(path), key) => Some(Weights { path, key }),
+            (None, None) => None,
+            (None, Some(key)) => {
+                return fail(format!(
+                    "variant `{name}` names the network `{key}` and no file of it\n\
+                     hint: add `init_from = \"PATH\"` (on the command line `--init-from PATH`)"
+                ));
+            }
+        };
+        if let (Some(weights), Some(from)) = (&weights, &continue_from) {
+            return fail(format!(
+                "variant `{name}` begins with the weights of `{}` and continues from `{from}`\n\
+                 hint: keep one of the two",
+                weights.path.display()
+            ));
+        }
+        let continues = match (continue_from, continue_at) {
             (Some(from), Some(at)) => Some(Continues { from, at }),
             (None, None) => None,
             (Some(from), None) => {
@@ -89,7 +134,7 @@ impl Variant {
             }
         };
         let layer = Layer { origin: Origin::Variant(name.into()), table };
-        Ok(Self { name: name.into(), recipe, continues, layer })
+        Ok(Self { name: name.into(), recipe, weights, continues, layer })
     }
 
     /// A variant of a file: its name, recipe and start, and beside them the settings that it changes.
@@ -103,13 +148,15 @@ impl Variant {
             Some(Value::String(word)) => Ok(Some(word)),
             Some(other) => Err((key.to_owned(), other)),
         };
-        let words = ["name", "recipe", "continue_from", "continue_at"].map(&mut word);
+        let words = ["name", "recipe", "init_from", "key", "continue_from", "continue_at"];
+        let words = words.map(&mut word);
         if let Some(Err((key, value))) = words.iter().find(|word| word.is_err()) {
             return fail(format!(
                 "has `{key} = {value}`\nhint: write a text, such as `{key} = \"...\"`"
             ));
         }
-        let [name, recipe, from, at] = words.map(|word| word.unwrap_or_default());
+        let [name, recipe, init_from, key, continue_from, at] =
+            words.map(|word| word.unwrap_or_default());
         let Some(name) = name else {
             return fail("has no name\nhint: add `name = \"...\"`".into());
         };
@@ -118,7 +165,9 @@ impl Variant {
             ConfigError::Conflict(format!("`continue_at` of variant `{name}`: {error}"))
         })?;
         let origin = Origin::File(file.into());
-        Self::new(&name, recipe, (from, at), vec![Layer { origin, table }])
+        let init_from = init_from.map(PathBuf::from);
+        let beginning = Beginning { init_from, key, continue_from, continue_at: at };
+        Self::new(&name, recipe, beginning, vec![Layer { origin, table }])
     }
 }
 
@@ -204,7 +253,7 @@ mod tests {
 
     fn variant(name: &str, settings: &[&str]) -> Result<Variant, ConfigError> {
         let layers = settings.iter().map(|text| parse_override(text).unwrap()).collect();
-        Variant::new(name, None, (None, None), layers)
+        Variant::new(name, None, Beginning::default(), layers)
     }
 
     fn from_text(text: &str) -> Result<Vec<Variant>, ConfigError> {
@@ -218,7 +267,7 @@ mod tests {
     fn a_file_lists_variants_in_their_order() {
         let variants = from_text(
             "[[variant]]\nname = \"view\"\nobjective.region = false\n\
-             [[variant]]\nname = \"both\"\nrecipe = \"materials\"\n\
+             [[variant]]\nname = \"both\"\nrecipe = \"materials\"\ninit_from = \"w\"\nkey = \"student\"\n\
              [[variant]]\nname = \"added\"\ncontinue_from = \"view\"\ncontinue_at = \"50%\"\n\
              [variant.objective]\nregion = true\n",
         )
@@ -227,7 +276,9 @@ mod tests {
         let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
         assert_eq!(names, ["view", "both", "added"]);
         assert_eq!(variants[1].recipe.as_deref(), Some("materials"));
-        assert!(variants[1].layer.table.is_empty());
+        assert!(variants[1].layer.table.is_empty() && variants[0].weights.is_none());
+        let weights = Weights { path: "w".into(), key: Some("student".into()) };
+        assert_eq!(variants[1].weights, Some(weights));
         let continues = Continues { from: "view".into(), at: Span::Percent(50.0) };
         assert_eq!(variants[2].continues, Some(continues));
         for (variant, region) in [(0, false), (2, true)] {
@@ -255,6 +306,14 @@ mod tests {
                 "does not say from which one\nhint: ",
             ),
             ("[[variant]]\nname = \"a\"\ncontinue_from = \"b\"", "does not say after how much"),
+            (
+                "[[variant]]\nname = \"a\"\nkey = \"student\"",
+                "variant `a` names the network `student` and no file of it\nhint: add `init_from",
+            ),
+            (
+                "[[variant]]\nname = \"a\"\ninit_from = \"w\"\ncontinue_from = \"b\"",
+                "variant `a` begins with the weights of `w` and continues from `b`\nhint: ",
+            ),
             ("[[variant]]\nname = \"a\"\nseed = 1", "`seed` of variant `a` is 1: "),
             (
                 "[[variant]]\nname = \"a\"\n[variant.train]\nsteps = 7",
@@ -277,8 +336,12 @@ mod tests {
     fn names_are_different_and_starts_come_first() {
         let [a, b] = ["a", "b"].map(|name| variant(name, &[]).unwrap());
         let after = |from: &str| {
-            let start = (Some(from.to_owned()), Some(Span::Steps(3)));
-            Variant::new("c", None, start, Vec::new()).unwrap()
+            let beginning = Beginning {
+                continue_from: Some(from.to_owned()),
+                continue_at: Some(Span::Steps(3)),
+                ..Beginning::default()
+            };
+            Variant::new("c", None, beginning, Vec::new()).unwrap()
         };
         check(&[a.clone(), b.clone(), after("b")]).unwrap();
         let error = |variants: &[Variant]| check(variants).unwrap_err().to_string();

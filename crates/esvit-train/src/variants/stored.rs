@@ -7,7 +7,7 @@ use esvit_files::{FileError, write_atomically};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::Continues;
+use super::{Continues, Weights};
 use crate::Config;
 use crate::config::{ConfigError, TextError, differences};
 use crate::config_text::{self, Layer, Origin};
@@ -20,6 +20,9 @@ pub struct Asked {
     pub name: String,
     /// Its recipe, or that of the variant that it goes on from.
     pub recipe: String,
+    /// The weights that it begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
     /// What it goes on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Continues>,
@@ -60,6 +63,12 @@ impl Run<'_> {
     /// The name of its folder.
     pub fn name(&self) -> String {
         run_name(&self.variant.asked.name, self.seed)
+    }
+
+    /// The name of the run that it goes on from, if it does.
+    pub fn base(&self) -> Option<String> {
+        let continues = self.variant.asked.continues.as_ref()?;
+        Some(run_name(&continues.from, self.seed))
     }
 
     /// Its settings.
@@ -171,6 +180,15 @@ impl Asked {
         if self.recipe != before.recipe {
             found.push(format!("recipe = {} (it was {})", self.recipe, before.recipe));
         }
+        if self.weights != before.weights {
+            let words = |weights: &Option<Weights>| match weights {
+                Some(Weights { path, key: None }) => path.display().to_string(),
+                Some(Weights { path, key: Some(key) }) => format!("{key} of {}", path.display()),
+                None => "none".into(),
+            };
+            let [now, before] = [&self.weights, &before.weights].map(words);
+            found.push(format!("init_from = {now} (it was {before})"));
+        }
         if self.continues != before.continues {
             let words = |continues: &Option<Continues>| match continues {
                 Some(Continues { from, at }) => format!("{from} at {at}"),
@@ -192,14 +210,17 @@ mod tests {
 
     fn asked(name: &str, setting: &str) -> Asked {
         let given = parse_override(setting).unwrap().table;
-        Asked { name: name.into(), recipe: "materials".into(), continues: None, given }
+        let (name, recipe) = (name.into(), "materials".into());
+        Asked { name, recipe, weights: None, continues: None, given }
     }
 
     fn comparison() -> Comparison {
         let mut added = asked("added", "optim.lr=0.5");
         added.continues = Some(Continues { from: "view".into(), at: Span::Percent(50.0) });
+        let mut view = asked("view", "optim.lr=0.25");
+        view.weights = Some(Weights { path: "runs/a".into(), key: Some("student".into()) });
         let planned = |asked, start| Planned { asked, start, config: Config::default() };
-        let variants = vec![planned(asked("view", "optim.lr=0.25"), None), planned(added, Some(7))];
+        let variants = vec![planned(view, None), planned(added, Some(7))];
         Comparison { seeds: vec![0, 3], variants }
     }
 
@@ -222,6 +243,9 @@ mod tests {
         let comparison = comparison();
         let names: Vec<String> = comparison.runs().map(|run| run.name()).collect();
         assert_eq!(names, ["view-0", "added-0", "view-3", "added-3"]);
+        let bases: Vec<Option<String>> = comparison.runs().map(|run| run.base()).collect();
+        let [first, second] = ["view-0", "view-3"].map(|name| Some(name.to_owned()));
+        assert_eq!(bases, [None, first, None, second]);
         assert!(comparison.runs().all(|run| run.config().seed == run.seed));
         assert_eq!(comparison.starts_from("view"), [7]);
         assert_eq!(comparison.starts_from("added"), [0; 0]);
@@ -239,9 +263,11 @@ mod tests {
         let mut other = same.clone();
         (other[0].given, other[1].recipe) = (asked("", "optim.lr=0.5").given, "esvit".into());
         other[1].continues = None;
+        other[0].weights = Some(Weights { path: "b".into(), key: None });
         assert_eq!(
             before.changes(&[0, 3], &other),
             [
+                "`view`: init_from = b (it was student of runs/a)",
                 "`view`: optim.lr = 0.5 (it was 0.25)",
                 "`added`: recipe = esvit (it was materials)",
                 "`added`: continue_from = none (it was view at 50%)",

@@ -49,7 +49,7 @@ pub(super) enum Exit {
     Success,
     /// Stopped by a signal; can be resumed.
     Stopped,
-    /// It ran, and a check failed.
+    /// It ran, and a check or a part of it failed.
     CheckFailed,
 }
 

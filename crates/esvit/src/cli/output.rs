@@ -90,6 +90,18 @@ impl Output {
         }
     }
 
+    /// The same without notes and progress.
+    pub(super) fn silent(&self) -> Self {
+        Self {
+            quiet: true,
+            verbose: false,
+            progress: false,
+            color: self.color,
+            bars: self.bars.clone(),
+            left_out: Arc::default(),
+        }
+    }
+
     /// Whether progress bars are drawn.
     pub(super) fn shows_progress(&self) -> bool {
         self.progress
@@ -194,15 +206,8 @@ impl Output {
 
     /// Writes an error and its causes to stderr.
     pub(super) fn error(&self, error: &anyhow::Error) {
-        let mut text = error.to_string();
-        for cause in error.chain().skip(1) {
-            let cause = cause.to_string();
-            // Many messages already end in their cause.
-            if !text.contains(&cause) {
-                text.push_str(&format!("\ncause: {cause}"));
-            }
-        }
-        self.eprint(&format!("{} {}", self.paint(RED, "error:"), self.hints(&shown(&text))));
+        let text = self.hints(&shown(&in_words(error)));
+        self.eprint(&format!("{} {text}", self.paint(RED, "error:")));
     }
 
     fn eprint(&self, text: &str) {
@@ -217,6 +222,19 @@ impl Output {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[1;{color}m{text}\x1b[0m") } else { text.into() }
     }
+}
+
+/// An error and its causes.
+pub(super) fn in_words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Many messages already end in their cause.
+        if !text.contains(&cause) {
+            text.push_str(&format!("\ncause: {cause}"));
+        }
+    }
+    text
 }
 
 /// A text without control characters but its line breaks: names of files may hold any.

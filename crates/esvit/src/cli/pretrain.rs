@@ -244,7 +244,8 @@ impl How {
         let stop = Arc::new(AtomicBool::new(false));
         stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
-        let outcome = prepared.train(out, start, overwrite, stop, &mut progress)?;
+        let outcome = prepared.train(out, start, overwrite, stop, &mut progress);
+        let outcome = outcome.map_err(|error| on_full(error, out))?;
         drop(progress);
         report(&prepared.config, &outcome, prepared.task.as_ref(), out, self.json, output)
     }
@@ -293,7 +294,7 @@ impl Prepared {
         overwrite: bool,
         stop: Arc<AtomicBool>,
         observer: &mut dyn Observer,
-    ) -> Result<Outcome> {
+    ) -> Result<Outcome, RunError> {
         let Self { config, source, task } = self;
         let preprocess = config.preprocess();
         let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
@@ -311,7 +312,7 @@ impl Prepared {
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
         };
-        esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))
+        esvit_train::pretrain(config, options)
     }
 }
 

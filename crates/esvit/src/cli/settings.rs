@@ -124,7 +124,7 @@ pub(super) fn recipe_of<'a>(
 }
 
 /// What a recipe chooses for some images under the settings that are given; its reasons are said.
-pub(super) fn choose(
+fn choose(
     chooser: &Chooser,
     given: &[Layer],
     data: Option<Folders>,
@@ -144,6 +144,45 @@ pub(super) fn choose(
     ));
     choice.reasons.iter().for_each(|reason| output.note(format!("  {reason}")));
     Ok(choice.layer)
+}
+
+/// The layers of a recipe that chooses, for some images under the settings that are `given` and for the network of
+/// the weights that a run begins with, unless another one is given.
+pub(super) fn chosen_layers(
+    chooser: &Chooser,
+    mut given: Vec<Layer>,
+    weights: Option<(&Path, Option<&str>)>,
+    data: Option<Folders>,
+    output: &Output,
+) -> Result<Vec<Layer>> {
+    let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
+    let mut under = match weights.filter(|_| !is_given) {
+        Some((path, key)) => network_of_weights(path, key, output)?,
+        None => Vec::new(),
+    };
+    if chooser.goes_on() {
+        under.extend(recipe_layers(chooser.name())?);
+    }
+    given.splice(0..0, under.clone());
+    let choice = choose(chooser, &given, data, output)?;
+    Ok([choice].into_iter().chain(under).collect())
+}
+
+/// The network of the weights in a file, and how its images are normalized.
+fn network_of_weights(path: &Path, key: Option<&str>, output: &Output) -> Result<Vec<Layer>> {
+    let backbone = OpenOptions::default().key(key).open(path)?;
+    let (family, shape) = (backbone.config.family(), backbone.config.describe());
+    output.note(format!("the network is that of `{}`: {family} ({shape})", path.display()));
+    let origin = Origin::File(path.into());
+    let mut layers = vec![Layer::of_network(&backbone.config, origin.clone())?];
+    let ([mean, std], usual) =
+        ([backbone.preprocess.mean, backbone.preprocess.std], ViewsConfig::default());
+    if [mean, std] != [usual.mean, usual.std] {
+        output.note(format!("its images are normalized by mean {mean:?} and deviation {std:?}"));
+        let text = format!("[views]\nmean = {mean:?}\nstd = {std:?}");
+        layers.push(parse_text(&text, origin)?);
+    }
+    Ok(layers)
 }
 
 impl Settings {
@@ -181,45 +220,17 @@ impl Settings {
     /// The settings of a recipe; those of `auto` and `adapt` are chosen for the images.
     fn layers(&self, recipe: &str, output: &Output) -> Result<Vec<Layer>> {
         let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
-        let mut given = self.given.layers()?;
-        let mut under = self.network_of_weights(&given, output)?;
-        if chooser.goes_on() {
-            if self.weights.is_none() {
-                return Err(Usage(format!(
-                    "recipe `{recipe}` goes on from a network that there is\n\
-                     hint: name its file of weights, or its run: `esvit pretrain --recipe {recipe} \
-                     --init-from PATH --data FOLDER`"
-                ))
-                .into());
-            }
-            under.extend(recipe_layers(recipe)?);
+        if chooser.goes_on() && self.weights.is_none() {
+            return Err(Usage(format!(
+                "recipe `{recipe}` goes on from a network that there is\n\
+                 hint: name its file of weights, or its run: `esvit pretrain --recipe {recipe} \
+                 --init-from PATH --data FOLDER`"
+            ))
+            .into());
         }
-        given.splice(0..0, under.clone());
-        let choice = choose(chooser, &given, Folders::of(&self.given.data), output)?;
-        Ok([choice].into_iter().chain(under).collect())
-    }
-
-    /// The network of the weights to begin with and how its images are normalized, unless another one is
-    /// given.
-    fn network_of_weights(&self, given: &[Layer], output: &Output) -> Result<Vec<Layer>> {
-        let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
-        let Some((path, key)) = self.weights.as_ref().filter(|_| !is_given) else {
-            return Ok(Vec::new());
-        };
-        let backbone = OpenOptions::default().key(key.as_deref()).open(path)?;
-        let (family, shape) = (backbone.config.family(), backbone.config.describe());
-        output.note(format!("the network is that of `{}`: {family} ({shape})", path.display()));
-        let origin = Origin::File(path.clone());
-        let mut layers = vec![Layer::of_network(&backbone.config, origin.clone())?];
-        let ([mean, std], usual) =
-            ([backbone.preprocess.mean, backbone.preprocess.std], ViewsConfig::default());
-        if [mean, std] != [usual.mean, usual.std] {
-            output
-                .note(format!("its images are normalized by mean {mean:?} and deviation {std:?}"));
-            let text = format!("[views]\nmean = {mean:?}\nstd = {std:?}");
-            layers.push(parse_text(&text, origin)?);
-        }
-        Ok(layers)
+        let weights = self.weights.as_ref().map(|(path, key)| (path.as_path(), key.as_deref()));
+        let data = Folders::of(&self.given.data);
+        chosen_layers(chooser, self.given.layers()?, weights, data, output)
     }
 
     /// The settings of a run that goes on from a checkpoint of another: those of that one, under a
@@ -406,7 +417,7 @@ impl Given {
 }
 
 /// A path as the text that settings hold.
-fn in_settings(path: &Path) -> Result<String> {
+pub(super) fn in_settings(path: &Path) -> Result<String> {
     let refused = || {
         Usage(format!(
             "`{}` is not UTF-8, and the settings of a run cannot hold it\n\

@@ -10,38 +10,38 @@ use crate::images::{good, labeled};
 use crate::place::Ended;
 use crate::place::{Place, TINY, metadata};
 
-const VARIANTS: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
+pub(crate) const VARIANTS: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
     [[variant]]\nname = \"both\"\n";
 
 /// The view task, and from its middle on both.
-const ADDED: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
+pub(crate) const ADDED: &str = "[[variant]]\nname = \"view\"\nobjective.region = false\n\
     [[variant]]\nname = \"added\"\ncontinue_from = \"view\"\ncontinue_at = \"50%\"\n\
     objective.region = true\n";
 
 /// A place with these variants in `v.toml`.
-fn with_variants(text: &str) -> Place {
+pub(crate) fn with_variants(text: &str) -> Place {
     let place = Place::new();
     place.write("v.toml", text);
     place
 }
 
 /// The beginning of a comparison's command line.
-fn line(rest: &str) -> String {
+pub(crate) fn line(rest: &str) -> String {
     format!("compare --out c --variants v.toml {TINY} {rest}")
 }
 
 /// The runs of a line of JSON, or of other things, by their names.
-fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
+pub(crate) fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     let found = list.as_array().unwrap().iter().find(|item| item[key] == name);
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-fn names(list: &Value, key: &str) -> Vec<String> {
+pub(crate) fn names(list: &Value, key: &str) -> Vec<String> {
     list.as_array().unwrap().iter().map(|item| item[key].as_str().unwrap().to_owned()).collect()
 }
 
 /// The bytes of the last checkpoint of a run.
-fn newest(place: &Place, run: &str) -> Vec<u8> {
+pub(crate) fn newest(place: &Place, run: &str) -> Vec<u8> {
     fs::read(place.folder(run).newest()).unwrap()
 }
 
@@ -67,6 +67,7 @@ fn variants_are_compared_over_seeds() {
     let ended = place.well(&line(&format!("{settings} --seeds 2 --json")));
     let report = ended.json();
     let ended = ended.says(&["run 4 of 4: `both-2`", "wrote `c/compare.md`, `c/compare.json`"]);
+    assert!(!ended.stderr.contains("no checkpoint yet"), "{ended}");
     assert_eq!(report["seeds"], serde_json::json!([1, 2]), "{ended}");
     assert_eq!(
         (&report["length"], &report["judged_on"]),
@@ -199,6 +200,48 @@ fn a_variant_goes_on_from_another() {
     assert_eq!(svg.matches("<circle").count(), 4 + 3, "{svg}");
 }
 
+/// Twenty steps of four images before it went on, and twenty of eight since.
+#[test]
+fn images_of_a_run_that_goes_on_are_those_of_both() {
+    let place = Place::new();
+    let line = format!("compare --out c {}", TINY.replace("train.epochs=3", "train.steps=40"));
+    let compare = |more: &str| {
+        let next = "b: --continue-from a --continue-at 50% --batch-size 8";
+        let runs = ["--run", "a", "--run", next].map(OsStr::new);
+        place.run_with(&format!("{line} {more}"), &runs).expect(0).json()
+    };
+    let seen = |report: Value| {
+        ["a-1", "b-1"].map(|run| named(&report["runs"], "run", run)["images_seen"].clone())
+    };
+    let would = seen(compare("--dry-run --json --quiet"));
+    assert_eq!(would, [160, 80 + 160].map(Value::from));
+    assert_eq!(seen(compare("--json")), would);
+}
+
+/// The recipe of the second would have other neighbors, and images shrunk to 37 pixels before the crop.
+#[test]
+fn variants_are_judged_in_the_same_way() {
+    let place = Place::new();
+    let other = "other: --recipe esvit model.arch=swin_micro model.depths=[1,1] model.embed_dim=16 \
+                 model.num_heads=[1,2] views.global_size=32 views.local_sizes=[16]";
+    let compare = |line: &str, runs: [&str; 4]| {
+        let line = format!("compare --out c {TINY} {line}");
+        place.run_with(&line, &runs.map(OsStr::new)).expect(0)
+    };
+    let would = compare("--dry-run --json --quiet", ["--run", "one", "--run", other]).json();
+    let [one, other] = [0, 1].map(|variant| &would["variants"][variant]["settings"]["knn"]);
+    for key in ["crop", "resize", "k", "temperature"] {
+        assert_eq!(one[key], other[key], "{key}: {would}");
+    }
+    assert_eq!((&one["crop"], &one["resize"], &one["k"]), (&32.into(), &32.into(), &10.into()));
+
+    // What is given stays, and is said.
+    let ended = compare("train.epochs=1", ["--run", "one", "--run", "other: knn.resize=40"]);
+    let line = "images are not prepared alike: `one` with resize 32; `other` with resize 40";
+    assert!(ended.stdout.contains(line), "{ended}");
+    assert!(place.folder("c").text("compare.md").contains(&format!("\n- {line}\n")));
+}
+
 #[test]
 fn every_run_sees_the_same_number_of_images() {
     let place = Place::new();
@@ -307,8 +350,21 @@ fn settings_that_have_changed_are_refused() {
         .says(&["goes on with the settings that the comparison has"]);
     assert!(place.files("") == before, "nothing was written");
 
-    // A run that was changed by hand is not taken for one of the comparison.
+    // A run that was changed by hand is not taken for one of the comparison, measured or not.
+    let settings = place.folder("c/view-1").text("config.toml");
+    let edited = settings.replace("\nmomentum_teacher = ", "\nmomentum_teacher = 0.5 # ");
+    assert_ne!(edited, settings);
+    place.write("c/view-1/config.toml", edited);
+    for command in ["compare --resume --out c", "compare --resume --out c --dry-run --quiet"] {
+        let ended = place.run(command).expect(1).says(&[
+            "the run `c/view-1` has other settings than the comparison: objective.momentum_teacher = 0.5 (it was",
+            "hint: delete the folder and its line in `c/measured.jsonl`, and the run is trained again",
+        ]);
+        assert!(ended.stdout.is_empty(), "{ended}");
+    }
+    place.write("c/view-1/config.toml", settings);
     place.well("resume c/view-1 train.epochs=2");
+    place.run("compare --resume --out c").expect(1).says(&["train.epochs = 2 (it was 1)"]);
     fs::remove_file(place.path("c/measured.jsonl")).unwrap();
     place.run("compare --resume --out c").expect(1).says(&[
         "the run `c/view-1` has other settings than the comparison: train.epochs = 2 (it was 1)",
@@ -453,14 +509,4 @@ fn variants_may_learn_from_a_teacher() {
         .map(|run| metadata(&place.folder(&format!("c/{run}")).newest())["teacher"].clone());
     assert!(teachers[0]["tensors"].is_string());
     assert!(teachers.iter().all(|teacher| *teacher == teachers[0]), "{teachers:?}");
-}
-
-#[test]
-fn a_recipe_that_goes_on_from_weights_is_refused() {
-    let place = Place::with_a_run();
-    good(&place, "set", 12);
-    let line = "compare --out c -d set --steps 2 --recipe adapt";
-    let refused = place.run_with(line, &["--run", "a"].map(OsStr::new)).expect(2);
-    refused.says(&["variant `a`: recipe `adapt` goes on from a network that there is", "hint: "]);
-    assert!(!place.path("c").exists());
 }

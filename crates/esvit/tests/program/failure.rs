@@ -51,6 +51,26 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     assert_eq!(run.steps().last(), Some(&75));
 }
 
+/// It is no fault of one of its runs: all others would meet it, too.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "needs the right to mount a file system; `.ci/run` runs it where it has it"]
+fn a_full_disk_ends_a_comparison_until_there_is_room() {
+    let place = Place::new();
+    let disk = SmallDisk::mount(place.path("disk"), "size=800k");
+    let line = format!("compare --out disk/c {TINY} checkpoint.every=10steps --run a --run b");
+    let ended = place.run(&line).expect(1).says(&[
+        "the disk is full: `disk/c/a-1/checkpoints/epoch=0000-step=00000020.safetensors`",
+        "hint: with room on the disk, `",
+        "compare --resume --out disk/c` goes on",
+    ]);
+    assert!(!ended.stderr.contains("failed:") && !ended.stderr.contains("run 2 of 2"), "{ended}");
+    assert!(mount(&["-o", "remount,size=16m"], &disk.0));
+    let ended = place.well("compare --resume --out disk/c");
+    let ended = ended.says(&["going on after step 10", "run 2 of 2: `b-1`"]);
+    assert!(!ended.stderr.contains("failed"), "{ended}");
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
     let place = Place::new();

@@ -9,6 +9,8 @@ mod broken_images;
 mod checks;
 mod commands;
 mod compare;
+mod compare_failures;
+mod compare_weights;
 mod comparison;
 mod config;
 mod correspondence;

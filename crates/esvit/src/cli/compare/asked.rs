@@ -1,15 +1,16 @@
 //! What the command asks for: variants, from options and from a file, over what they have in common.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Parser;
 use esvit_train::config_text::{Layer, Origin, merge};
 use esvit_train::span::Span;
-use esvit_train::variants::{Asked, Variant, read};
+use esvit_train::variants::{Asked, Beginning, Variant, Weights, read};
 
 use super::{Seeds, Usage};
-use crate::cli::settings::{Settings, has_images, recipe_of};
+use crate::cli::args::{run_or_file, weights_of};
+use crate::cli::settings::{Settings, has_images, in_settings, recipe_of};
 use crate::cli::shell::words;
 
 /// The options of a variant, after its name.
@@ -18,15 +19,30 @@ use crate::cli::shell::words;
 struct Options {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    weights: WeightsArgs,
     #[arg(long, value_name = "NAME")]
     continue_from: Option<String>,
     #[arg(long, value_name = "LENGTH")]
     continue_at: Option<Span>,
 }
 
+/// The weights that runs begin with.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct WeightsArgs {
+    /// Initialize from the weights in this file, or of this run; everything else starts afresh.
+    #[arg(long, value_name = "PATH", value_parser = run_or_file())]
+    init_from: Option<PathBuf>,
+    /// Network of `--init-from` to take, such as `student` [default: as with `esvit pretrain`]
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+}
+
 /// Variants over the settings that they have in common.
 pub(super) struct Request {
     pub(super) seeds: Vec<u64>,
+    /// The weights of variants that neither name some nor go on from another one.
+    weights: Option<Weights>,
     /// The common settings, lowest first.
     pub(super) common: Vec<Layer>,
     /// Each with the recipe that it begins with.
@@ -36,6 +52,12 @@ pub(super) struct Request {
 /// The variants of a file, if one is named, and then those of the command line.
 pub(super) fn variants(runs: &[String], file: Option<&Path>) -> Result<Vec<Variant>> {
     let mut variants = file.map(read).transpose()?.unwrap_or_default();
+    for variant in &mut variants {
+        if let Some(weights) = &mut variant.weights {
+            let named = weights_of(std::mem::take(&mut weights.path));
+            weights.path = named.map_err(|error| anyhow!("variant `{}`: {error}", variant.name))?;
+        }
+    }
     for run in runs {
         variants.push(variant(run)?);
     }
@@ -66,13 +88,29 @@ fn variant(text: &str) -> Result<Variant> {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         refuse(&format!(
-            "{}\nhint: options are those of `esvit pretrain`, and settings `table.key=value`",
+            "{}\nhint: options are those of `esvit pretrain` that say what a run is, such as `--recipe`, \
+             `--arch` and `--init-from`, and settings `table.key=value`",
             text.lines().next().unwrap_or_default()
         ))
     })?;
-    let Options { settings, continue_from, continue_at } = options;
+    let Options { settings, weights, continue_from, continue_at } = options;
     let recipe = settings.named_recipe().map(str::to_owned);
-    Ok(Variant::new(name, recipe, (continue_from, continue_at), given(&settings)?)?)
+    let WeightsArgs { init_from, key } = weights.in_settings()?;
+    let beginning = Beginning { init_from, key, continue_from, continue_at };
+    Ok(Variant::new(name, recipe, beginning, given(&settings)?)?)
+}
+
+impl WeightsArgs {
+    /// The same, if the file of a comparison can hold them.
+    fn in_settings(self) -> Result<Self> {
+        self.init_from.as_deref().map(in_settings).transpose()?;
+        Ok(self)
+    }
+
+    /// Whether none are given.
+    pub(super) fn is_empty(&self) -> bool {
+        self.init_from.is_none() && self.key.is_none()
+    }
 }
 
 /// The layers of what is given, images included.
@@ -107,9 +145,20 @@ impl Request {
     /// `variants` over the settings of the command.
     pub(super) fn new(
         settings: &Settings,
+        weights: WeightsArgs,
         variants: Vec<Variant>,
         seeds: Option<&Seeds>,
     ) -> Result<Self> {
+        let weights = match weights.in_settings()? {
+            WeightsArgs { init_from: Some(path), key } => Some(Weights { path, key }),
+            WeightsArgs { init_from: None, key: None } => None,
+            WeightsArgs { init_from: None, key: Some(key) } => {
+                return Err(Usage(format!(
+                    "`--key {key}` names a network and no file of it\nhint: add `--init-from PATH`"
+                ))
+                .into());
+            }
+        };
         let mut common = given(settings)?;
         let mut seed = None;
         for layer in &mut common {
@@ -137,7 +186,7 @@ impl Request {
             };
             with_recipes.push((variant, recipe));
         }
-        Ok(Self { seeds, common, variants: with_recipes })
+        Ok(Self { seeds, weights, common, variants: with_recipes })
     }
 
     /// What is asked for of each variant. One that goes on from another has all that one has.
@@ -146,9 +195,14 @@ impl Request {
             let mut given = Default::default();
             let common = self.common.iter().filter(|_| variant.continues.is_none());
             common.chain([&variant.layer]).for_each(|layer| merge(&mut given, &layer.table));
+            let common = match variant.continues {
+                Some(_) => None,
+                None => self.weights.as_ref(),
+            };
             Asked {
                 name: variant.name.clone(),
                 recipe: recipe.clone(),
+                weights: variant.weights.as_ref().or(common).cloned(),
                 continues: variant.continues.clone(),
                 given,
             }
@@ -164,9 +218,9 @@ mod tests {
     use esvit_train::config_text::parse_override;
 
     fn request(line: &[&str], runs: &[&str]) -> Request {
-        let common = Options::try_parse_from(line).unwrap().settings;
+        let Options { settings, weights, .. } = Options::try_parse_from(line).unwrap();
         let runs: Vec<String> = runs.iter().map(|run| (*run).to_owned()).collect();
-        Request::new(&common, variants(&runs, None).unwrap(), None).unwrap()
+        Request::new(&settings, weights, variants(&runs, None).unwrap(), None).unwrap()
     }
 
     fn recipes(request: &Request) -> Vec<&str> {
@@ -217,12 +271,26 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_all_are_those_of_variants_that_have_none() {
+        let runs =
+            ["a", "b: --init-from w --key student", "c: --continue-from a --continue-at 50%"];
+        let weights = |line: &[&str]| -> Vec<Option<Weights>> {
+            request(line, &runs).asked().into_iter().map(|asked| asked.weights).collect()
+        };
+        let own = Some(Weights { path: "w".into(), key: Some("student".into()) });
+        assert_eq!(weights(&[]), [None, own.clone(), None]);
+        let common = Some(Weights { path: "x".into(), key: None });
+        assert_eq!(weights(&["--init-from", "x"]), [common, own, None]);
+    }
+
+    #[test]
     fn bad_variants_are_named() {
         for (run, part) in [
             ("a: --epocs 3", "variant `a`: unexpected argument '--epocs' found\nhint: "),
             ("a:", "variant `a`: nothing follows the colon\nhint: quote it"),
             ("a: 'b", "variant `a`: a quote is not closed"),
             ("a: lr", "`lr` is no setting"),
+            ("a: --key student", "variant `a` names the network `student` and no file"),
             ("a: --continue-at half", "variant `a`: invalid value 'half'"),
             ("a: --epochs 3", "`train.epochs` of variant `a` is 3"),
             ("a: seed=3", "`seed` of variant `a` is 3"),

@@ -34,6 +34,8 @@ struct Listed {
 
 /// The length of a variant's runs, and how long a step takes if it was measured.
 struct Length {
+    /// The step at which they begin, and the images seen by then, both of the variant they go on from.
+    start: (u64, u64),
     batch: u64,
     steps: Option<u64>,
     steps_per_epoch: u64,
@@ -49,15 +51,16 @@ pub(super) fn show(
 ) -> Result<()> {
     let is_done: Vec<String> =
         measured::read(folder)?.into_iter().map(|result| result.run).collect();
-    let length = |variant: &Planned| {
+    let mut lengths: Vec<Length> = Vec::new();
+    for variant in &comparison.variants {
         let mut config = variant.config.clone();
         folder.find_images(&mut config);
         if output.shows_notes() {
             teacher::attach(&mut config, output)?;
         }
-        Length::of(config, output.shows_notes())
-    };
-    let lengths = comparison.variants.iter().map(length).collect::<Result<Vec<Length>>>()?;
+        let start = start(variant, &comparison.variants, &lengths);
+        lengths.push(Length::of(config, start, output.shows_notes())?);
+    }
     let mut listed = Vec::new();
     for run in comparison.runs() {
         let place = comparison.variants.iter().position(|other| std::ptr::eq(other, run.variant));
@@ -85,8 +88,18 @@ pub(super) fn show(
     output.print(as_json, &report, || table(&listed, total))
 }
 
+/// The step at which a variant's runs begin, and the images seen by then. `lengths` are those of the variants
+/// before it.
+fn start(variant: &Planned, variants: &[Planned], lengths: &[Length]) -> (u64, u64) {
+    let (Some(continues), Some(step)) = (&variant.asked.continues, variant.start) else {
+        return (0, 0);
+    };
+    let base = variants.iter().position(|other| other.asked.name == continues.from);
+    (step, base.and_then(|base| lengths.get(base)).map_or(0, |base| base.images_seen(step)))
+}
+
 impl Length {
-    fn of(config: Config, is_timed: bool) -> Result<Self> {
+    fn of(config: Config, start: (u64, u64), is_timed: bool) -> Result<Self> {
         let source = preview::source(&config)?;
         let collective: Arc<dyn Collective> = Solo::shared();
         let step = match is_timed {
@@ -102,7 +115,13 @@ impl Length {
             None => Some(length.total_steps),
         };
         let batch = settled(&config, &*source, 1).train.batch_size as u64;
-        Ok(Self { batch, steps, steps_per_epoch: length.steps_per_epoch, step })
+        Ok(Self { start, batch, steps, steps_per_epoch: length.steps_per_epoch, step })
+    }
+
+    /// Images seen after a step.
+    fn images_seen(&self, step: u64) -> u64 {
+        let (first, before) = self.start;
+        before + step.saturating_sub(first) * self.batch
     }
 
     fn listed(&self, run: String, done: u64) -> Listed {
@@ -114,7 +133,7 @@ impl Length {
             run,
             done,
             steps: self.steps,
-            images_seen: self.steps.map(|steps| steps * self.batch),
+            images_seen: self.steps.map(|steps| self.images_seen(steps)),
             seconds: self.step.as_ref().zip(self.steps).map(left),
         }
     }

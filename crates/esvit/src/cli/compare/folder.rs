@@ -50,16 +50,17 @@ impl Folder {
         }
     }
 
-    /// Writes what is compared.
-    pub(super) fn write(&self, comparison: &Comparison) -> Result<()> {
+    /// Locks the folder while the result is held, and writes what is compared.
+    pub(super) fn begin(&self, comparison: &Comparison) -> Result<RunFolder> {
         std::fs::create_dir_all(self.file(STARTS))
             .with_context(|| format!("cannot make the folder `{}`", self.0.display()))?;
+        let lock = RunFolder::hold(&self.0)?;
         comparison.write(&self.file(COMPARISON))?;
         let file = self.file(ENVIRONMENT);
         if !file.is_file() {
             write_atomically(&file, |file| writeln!(file, "{:#}", environment()))?;
         }
-        Ok(())
+        Ok(lock)
     }
 
     /// The comparison in the folder, with the seeds that are asked for now.
@@ -92,7 +93,7 @@ impl Folder {
         for entry in entries {
             let name = entry?.file_name();
             let name = name.to_string_lossy();
-            if name != STARTS && !is_temporary(&name) {
+            if name != STARTS && !is_temporary(&name) && !RunFolder::is_lock(&name) {
                 bail!(
                     "`{}` is not empty and holds no comparison\n\
                      hint: choose another folder with `--out`",
@@ -109,6 +110,11 @@ impl Folder {
              hint: name the folder that `--out` named, or give variants with `--run`",
             self.0.display()
         )
+    }
+
+    /// Finds a file whose path is meant from where the comparison was started.
+    pub(super) fn find_file(&self, path: &Path) -> PathBuf {
+        RunFolder::at(self.0.clone()).find_file(path)
     }
 
     /// Finds images whose paths are meant from where the comparison was started.

@@ -1,18 +1,22 @@
 //! What was measured of the runs that are done, a line each: `measured.jsonl` in the folder.
 
+use std::cell::Cell;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use esvit_data::counted;
-use esvit_eval::compare::{Judge, RunResult, Scores, Start, forward_images_per_s, read_log};
+use esvit_eval::compare::{
+    Judge, Original, RunResult, Scores, Start, forward_images_per_s, read_log,
+};
 use esvit_files::{LineLog, read_text};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::{Collective, Solo};
 use esvit_train::Config;
 use esvit_train::run::{run_length, settled};
 use esvit_train::span::Span;
-use esvit_train::variants::{Comparison, Run, run_name};
+use esvit_train::variants::{Comparison, Run, Weights, run_name};
 
 use super::folder::Folder;
 use super::train::Finished;
@@ -29,13 +33,18 @@ pub(super) struct Measured<'a> {
     folder: &'a Folder,
     results: Vec<RunResult>,
     log: LineLog,
-    /// What they are measured on, once it is needed.
-    judge: Option<Judge>,
+    /// Whether images that cannot be read were named.
+    has_warned: Cell<bool>,
+}
+
+/// The file in a folder.
+pub(super) fn file(folder: &Folder) -> PathBuf {
+    folder.file(FILE)
 }
 
 /// The lines of the file; none if there is no file.
 pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
-    let path = folder.file(FILE);
+    let path = file(folder);
     let text = match read_text(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
@@ -58,8 +67,8 @@ pub(super) fn read(folder: &Folder) -> Result<Vec<RunResult>> {
 impl<'a> Measured<'a> {
     pub(super) fn open(folder: &'a Folder) -> Result<Self> {
         // A line that was cut off is dropped.
-        let log = LineLog::open(&folder.file(FILE))?;
-        Ok(Self { folder, results: read(folder)?, log, judge: None })
+        let log = LineLog::open(&file(folder))?;
+        Ok(Self { folder, results: read(folder)?, log, has_warned: Cell::new(false) })
     }
 
     /// What was measured of a run.
@@ -67,24 +76,9 @@ impl<'a> Measured<'a> {
         self.results.iter().find(|result| result.run == run)
     }
 
-    /// Measures a run that is done, and keeps what was found.
-    pub(super) fn add(
-        &mut self,
-        comparison: &Comparison,
-        run: &Run<'_>,
-        finished: Finished,
-        output: &Output,
-    ) -> Result<()> {
-        output.note(format!("measuring `{}` after its last step", run.name()));
-        let is_first = self.judge.is_none();
-        let judge = match self.judge.take() {
-            Some(judge) => judge,
-            None => judge(comparison, self.folder, output)?,
-        };
-        let result = self.measure(run, finished, (&judge, is_first), output);
-        self.judge = Some(judge);
-        let result = result?;
-        let line = serde_json::to_string(&result)?;
+    /// Keeps what was measured of a run.
+    pub(super) fn keep(&mut self, result: &RunResult) -> Result<()> {
+        let line = serde_json::to_string(result)?;
         self.log.append_line(&line)?;
         self.log.sync()?;
         // As it is read when the comparison goes on: the last digit of a number may differ.
@@ -92,13 +86,15 @@ impl<'a> Measured<'a> {
         Ok(())
     }
 
-    fn measure(
+    /// Measures a run that is done.
+    pub(super) fn measure(
         &self,
         run: &Run<'_>,
         finished: Finished,
-        (judge, is_first): (&Judge, bool),
+        judge: &Judge,
         output: &Output,
     ) -> Result<RunResult> {
+        output.note(format!("measuring `{}` after its last step", run.name()));
         let Finished { prepared, folder, checkpoint, steps, is_peak_own } = finished;
         let config = &prepared.config;
         let device = config.train.device.parse()?;
@@ -108,7 +104,7 @@ impl<'a> Measured<'a> {
             serde_json::to_string(&backbone.preprocess)?,
         );
         let judged = output.with_bar(judge.len(), |done| judge.measure(&backbone, done))?;
-        if is_first {
+        if !self.has_warned.replace(true) {
             output.warn_skipped(&judged.left_out);
         }
         judged.notes.iter().for_each(|note| output.note(note));
@@ -118,6 +114,15 @@ impl<'a> Measured<'a> {
         let untrained = match self.results.iter().find(same) {
             Some(other) => other.untrained,
             None => measure_untrained(judge, &backbone, output)?,
+        };
+        let known = self.results.iter().filter(|other| alike(other) && other.shape == shape);
+        let mut known = known.filter_map(|other| other.original.as_ref());
+        let original = match &run.variant.asked.weights {
+            None => None,
+            Some(weights) => match known.find(|known| known.weights == in_words(weights)) {
+                Some(known) => Some(known.clone()),
+                None => self.measure_original(weights, judge, &backbone, output)?,
+            },
         };
         let raw_pixels = match self.results.iter().find(alike) {
             Some(other) => other.raw_pixels,
@@ -156,10 +161,37 @@ impl<'a> Measured<'a> {
             judged_on: judge.description().to_owned(),
             trained: judged.scores,
             untrained,
+            original,
             raw_pixels,
             checked_on: prepared.task.as_ref().map(|task| task.description.clone()),
             checks: log.checks,
         })
+    }
+
+    /// Measures the weights that a run began with, as the network that it has and on images prepared for it.
+    fn measure_original(
+        &self,
+        weights: &Weights,
+        judge: &Judge,
+        trained: &PretrainedBackbone,
+        output: &Output,
+    ) -> Result<Option<Original>> {
+        let options = OpenOptions::default()
+            .key(weights.key.as_deref())
+            .shape(Some(trained.config.clone()))
+            .device(trained.params.device());
+        let mut original = match options.open(&self.folder.find_file(&weights.path)) {
+            Ok(original) => original,
+            Err(error) => {
+                let error = error.to_string();
+                let reason = error.lines().next().unwrap_or_default();
+                output.note(format!("the original weights are left out: {reason}"));
+                return Ok(None);
+            }
+        };
+        original.preprocess = trained.preprocess.clone();
+        let judged = output.with_bar(judge.len(), |done| judge.measure(&original, done))?;
+        Ok(Some(Original { weights: in_words(weights), scores: judged.scores }))
     }
 
     /// Where a run went on from another one, and what that one had done by then.
@@ -195,7 +227,7 @@ impl<'a> Measured<'a> {
 }
 
 /// What all runs are measured on: the images of the first variant, or those that it is checked on.
-fn judge(comparison: &Comparison, folder: &Folder, output: &Output) -> Result<Judge> {
+pub(super) fn judge(comparison: &Comparison, folder: &Folder, output: &Output) -> Result<Judge> {
     let mut config = comparison.variants[0].config.clone();
     folder.find_images(&mut config);
     // Also where no checks are made while it is trained.
@@ -212,6 +244,13 @@ fn measure_untrained(
 ) -> Result<Scores> {
     let untrained = backbone.untrained();
     Ok(output.with_bar(judge.len(), |done| judge.measure(&untrained, done))?.scores)
+}
+
+fn in_words(Weights { path, key }: &Weights) -> String {
+    match key {
+        Some(key) => format!("`{key}` of `{}`", path.display()),
+        None => format!("`{}`", path.display()),
+    }
 }
 
 fn name_of_images(config: &Config) -> String {

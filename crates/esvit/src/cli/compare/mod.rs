@@ -2,25 +2,28 @@
 
 mod asked;
 mod dry_run;
+mod failed;
 mod folder;
 mod labels;
 mod measured;
 mod memory;
 mod resolve;
+mod same;
 mod seeds;
+mod session;
 mod summary;
 mod train;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use esvit_data::counted;
 use esvit_train::variants::{self, Comparison};
 
-use self::asked::Request;
+use self::asked::{Request, WeightsArgs};
 use self::folder::Folder;
-use self::measured::Measured;
 use self::seeds::Seeds;
-use self::train::{Runs, Stop};
+use self::session::Session;
 use super::exit::Usage;
 use super::settings::Settings;
 use super::shell::{program, quoted};
@@ -29,12 +32,15 @@ use super::{Exit, Output};
 /// Options of `esvit compare`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "VARIANT takes the options of `esvit pretrain`, and `--continue-from NAME --continue-at 50%`. \
+    after_help = "VARIANT takes the options of `esvit pretrain` that say what a run is, such as `--recipe`, `--arch` and \
+                  `--init-from`, settings `table.key=value`, and `--continue-from NAME --continue-at 50%`. \
                   The same command goes on with a comparison that was stopped."
 )]
 pub(super) struct Compare {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// A variant, `NAME: OPTIONS`: its name and what it changes, such as `view: objective.region=false`
     #[arg(long = "run", value_name = "VARIANT", help_heading = WHICH)]
     runs: Vec<String>,
@@ -61,54 +67,58 @@ pub(super) struct Compare {
 const WHICH: &str = "What is compared";
 
 impl Compare {
-    pub(super) fn run(self, output: &Output) -> Result<Exit> {
+    pub(super) fn run(mut self, output: &Output) -> Result<Exit> {
         let folder = Folder::at(self.out.clone());
         let comparison = self.comparison(&folder, output)?;
+        same::check(&comparison, &folder)?;
         if self.dry_run {
             dry_run::show(&comparison, &folder, self.json, output)?;
             return Ok(Exit::Success);
         }
-        folder.write(&comparison)?;
-        let runs = Runs::new(&comparison, &folder, Stop::listen(output)?, output);
-        let mut measured = Measured::open(&folder)?;
-        for run in comparison.runs() {
-            if measured.find(&run.name()).is_some() {
-                output.note(format!("`{}` is finished", run.name()));
-                continue;
-            }
-            let finished = runs.finish(&run)?;
-            let Some(finished) = finished.filter(|_| !runs.is_stopped()) else {
-                let (program, folder) = (program(), quoted(&self.out));
-                output.note(format!("to resume: {program} compare --resume --out {folder}"));
-                return Ok(Exit::Stopped);
-            };
-            measured.add(&comparison, &run, finished, output)?;
+        let _lock = folder.begin(&comparison)?;
+        let mut session = Session::open(&comparison, &folder, output)?;
+        let resume = format!("{} compare --resume --out {}", program(), quoted(&self.out));
+        if !session.finish()? {
+            output.note(format!("to resume: {resume}"));
+            return Ok(Exit::Stopped);
         }
-        summary::show(&comparison, &measured, &folder, self.json, output)?;
-        Ok(Exit::Success)
+        let failed = session.failures.list();
+        summary::write(&comparison, &session.measured, &failed, &folder)?
+            .show(self.json, output)?;
+        if failed.is_empty() {
+            return Ok(Exit::Success);
+        }
+        output.warning(format!(
+            "{} of {} failed, the table is without what they would have shown\n\
+             hint: `{resume}` tries again",
+            failed.len(),
+            counted(comparison.runs().count(), "run"),
+        ));
+        Ok(Exit::CheckFailed)
     }
 
     /// What is compared: by the folder, if it holds a comparison, and else by the command.
-    fn comparison(&self, folder: &Folder, output: &Output) -> Result<Comparison> {
+    fn comparison(&mut self, folder: &Folder, output: &Output) -> Result<Comparison> {
         let stored = folder.read()?;
         if self.resume && self.runs.is_empty() && self.variants.is_none() {
             return self.stored(stored, folder);
         }
         let variants = asked::variants(&self.runs, self.variants.as_deref())?;
         variants::check(&variants)?;
-        let request = Request::new(&self.settings, variants, self.seeds.as_ref())?;
+        let weights = std::mem::take(&mut self.weights);
+        let request = Request::new(&self.settings, weights, variants, self.seeds.as_ref())?;
         match stored {
             Some(stored) => folder.go_on(stored, &request.seeds, &request.asked()),
             None => {
                 folder.check_free()?;
-                resolve::resolve(&request, output)
+                resolve::resolve(&request, folder, output)
             }
         }
     }
 
     /// The comparison in the folder, perhaps with more seeds.
     fn stored(&self, stored: Option<Comparison>, folder: &Folder) -> Result<Comparison> {
-        if !asked::is_silent(&self.settings)? {
+        if !asked::is_silent(&self.settings)? || !self.weights.is_empty() {
             return Err(Usage(
                 "`--resume` goes on with the settings that the comparison has\n\
                  hint: leave out the other settings, or give the whole command with its variants"

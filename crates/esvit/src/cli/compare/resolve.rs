@@ -1,39 +1,56 @@
 //! The settings of all variants.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use esvit_data::{Folders, Source};
 use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::config::{Resolved, recipe_layers};
 use esvit_train::config_text::{Layer, Origin, parse_text};
-use esvit_train::run::run_length;
+use esvit_train::run::{check_continued, check_images, check_weights, run_length};
 use esvit_train::variants::{
-    Asked, BudgetError, Comparison, Continues, Planned, Variant, share_budget,
+    Asked, BudgetError, Comparison, Continues, Planned, Variant, Weights, share_budget,
+    share_checks,
 };
 use esvit_train::{Config, auto};
 
+use super::folder::Folder;
+use super::measured::judge;
 use super::{Request, Usage, labels};
+use crate::cli::pretrain::images;
 use crate::cli::{Output, plan, settings, teacher};
 
-/// The settings that a request comes to.
-pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> {
-    let mut resolver = Resolver { request, chosen: None, notes: Vec::new(), output };
+/// The settings that a request comes to. What would end a run at its start is told now, before any of them is
+/// trained.
+pub(super) fn resolve(request: &Request, folder: &Folder, output: &Output) -> Result<Comparison> {
+    let mut resolver = Resolver { request, chosen: Vec::new(), notes: Vec::new(), output };
     let mut variants: Vec<Planned> = Vec::new();
     let mut sources: Vec<Arc<dyn Source>> = Vec::new();
     for ((variant, recipe), asked) in request.variants.iter().zip(request.asked()) {
         let is_base =
             |other: &Planned| asked.continues.as_ref().is_some_and(|c| c.from == other.asked.name);
         let base = variants.iter().position(is_base);
-        let mut config = resolver.config(variant, recipe, base.map(|base| &variants[base]))?;
+        let base_variant = base.map(|base| &variants[base]);
+        let weights = asked.weights.as_ref();
+        let mut config = resolver.config(variant, (recipe.as_str(), weights), base_variant)?;
         labels::set_aside(&mut config, &asked.name, output);
-        let source = preview::source(&config)?;
-        let judge = variants.first().map_or(&config, |first| &first.config);
-        labels::check(judge, &config, &*source, &asked.name)?;
+        let source = match config.data.path {
+            // With the labeled images of its checks, if it has any.
+            Some(_) => match images(&config, &output.silent()) {
+                Ok((source, _)) => source,
+                Err(error) => return Err(of_variant(&asked, &error)),
+            },
+            None => preview::source(&config)?,
+        };
+        let judged_by = variants.first().map_or(&config, |first| &first.config);
+        labels::check(judged_by, &config, &*source, &asked.name)?;
         if let (None, Some(first)) = (base, variants.first()) {
             share_budget((&first.config, &sources[0]), (&mut config, &source))
                 .map_err(|error| refused(error, &asked))?;
+            let given: Vec<&Layer> = request.common.iter().chain([&variant.layer]).collect();
+            share_checks(&first.config, &mut config, &given);
         }
         teacher::locate(&mut config)?;
         // It is opened again for each run: others have the memory to themselves.
@@ -41,14 +58,35 @@ pub(super) fn resolve(request: &Request, output: &Output) -> Result<Comparison> 
         teacher::attach(&mut ready, output)?;
         ready.check_ready()?;
         plan::check_memory(&ready, &*source)?;
+        check_images(&ready, &*source).map_err(|error| of_variant(&asked, &error))?;
+        if let Some(Weights { path, key }) = &asked.weights {
+            check_weights(&ready, &*source, (path.as_path(), key.as_deref()))
+                .map_err(|error| of_variant(&asked, &error))?;
+        }
         let start = match base {
-            Some(base) => Some(start(&asked, &variants[base], &sources[base])?),
+            Some(base) => {
+                let of_base = (&variants[base], &sources[base]);
+                let step = start(&asked, of_base, (&config, &source))?;
+                let state = folder.start(&of_base.0.asked.name, request.seeds[0], step);
+                let mut base = of_base.0.config.clone();
+                teacher::attach(&mut base, &output.silent())?;
+                check_continued((&ready, &*source), (&base, &**of_base.1), &state)
+                    .map_err(|error| of_variant(&asked, &error))?;
+                Some(step)
+            }
             None => None,
         };
         variants.push(Planned { asked, start, config });
         sources.push(source);
     }
-    Ok(Comparison { seeds: request.seeds.clone(), variants })
+    let comparison = Comparison { seeds: request.seeds.clone(), variants };
+    judge(&comparison, folder, &output.silent())?;
+    Ok(comparison)
+}
+
+/// An error that a run of a variant would end with.
+fn of_variant(asked: &Asked, error: &dyn Display) -> anyhow::Error {
+    anyhow!("variant `{}`: {error}", asked.name)
 }
 
 /// A length that a variant cannot have makes no sense.
@@ -60,7 +98,11 @@ fn refused(error: BudgetError, asked: &Asked) -> anyhow::Error {
 }
 
 /// The step of `base` from which a variant goes on.
-fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64> {
+fn start(
+    asked: &Asked,
+    (base, base_source): (&Planned, &Arc<dyn Source>),
+    (config, source): (&Config, &Arc<dyn Source>),
+) -> Result<u64> {
     let Some(Continues { from, at }) = &asked.continues else { return Ok(0) };
     let name = &asked.name;
     if base.config.train.time.is_some() {
@@ -71,7 +113,7 @@ fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64>
         .into());
     }
     let collective: Arc<dyn Collective> = Solo::shared();
-    let run = run_length(&base.config, source, &collective)?;
+    let run = run_length(&base.config, base_source, &collective)?;
     let (step, first) = (at.steps(run), base.start.unwrap_or(0));
     if step <= first || step >= run.total_steps {
         return Err(Usage(format!(
@@ -81,13 +123,23 @@ fn start(asked: &Asked, base: &Planned, source: &Arc<dyn Source>) -> Result<u64>
         ))
         .into());
     }
+    let own = run_length(config, source, &collective)?.total_steps;
+    if step >= own {
+        return Err(Usage(format!(
+            "variant `{name}` continues at {at} of `{from}`, which is step {step}, and its own run would end \
+             at step {own}\n\
+             hint: choose an earlier `continue_at`, or settings with as many steps, such as the same \
+             `train.batch_size`"
+        ))
+        .into());
+    }
     Ok(step)
 }
 
 struct Resolver<'a> {
     request: &'a Request,
-    /// What `auto` has chosen, once for all variants.
-    chosen: Option<Layer>,
+    /// What a recipe has chosen for a network to begin with, or for none: once for all variants.
+    chosen: Vec<(&'static str, Option<Weights>, Vec<Layer>)>,
     /// What was said already.
     notes: Vec<String>,
     output: &'a Output,
@@ -99,7 +151,7 @@ impl Resolver<'_> {
     fn config(
         &mut self,
         variant: &Variant,
-        recipe: &str,
+        (recipe, weights): (&str, Option<&Weights>),
         base: Option<&Planned>,
     ) -> Result<Config> {
         let mut layers = Vec::new();
@@ -108,11 +160,11 @@ impl Resolver<'_> {
                 let origin = Origin::Variant(base.asked.name.clone());
                 layers.push(parse_text(&base.config.to_toml(), origin)?);
                 if variant.recipe.is_some() {
-                    layers.extend(self.recipe(recipe, variant)?);
+                    layers.extend(self.recipe(recipe, variant, None)?);
                 }
             }
             None => {
-                layers.extend(self.recipe(recipe, variant)?);
+                layers.extend(self.recipe(recipe, variant, weights)?);
                 layers.extend(self.request.common.iter().cloned());
             }
         }
@@ -127,30 +179,43 @@ impl Resolver<'_> {
         Ok(config)
     }
 
-    /// The layers of a recipe. `auto` chooses for the images of the first variant that has it, so that
-    /// variants differ in what they change alone.
-    fn recipe(&mut self, recipe: &str, variant: &Variant) -> Result<Vec<Layer>> {
+    /// The layers of a recipe. `auto` and `adapt` choose for the images of the first variant that has them, and
+    /// for the network of its weights, so that variants differ in what they change alone.
+    fn recipe(
+        &mut self,
+        recipe: &str,
+        variant: &Variant,
+        weights: Option<&Weights>,
+    ) -> Result<Vec<Layer>> {
         let Some(chooser) = auto::named(recipe) else { return Ok(recipe_layers(recipe)?) };
-        if chooser.goes_on() {
+        if chooser.goes_on() && weights.is_none() {
             return Err(Usage(format!(
-                "variant `{}`: recipe `{recipe}` goes on from a network that there is, and a variant begins \
-                 anew or goes on from another variant\n\
-                 hint: take another recipe, or train it by itself with `esvit pretrain --init-from`",
+                "variant `{}`: recipe `{recipe}` goes on from a network that there is\n\
+                 hint: name its file of weights, or its run, with `--init-from PATH`",
                 variant.name
             ))
             .into());
         }
-        if let Some(chosen) = &self.chosen {
-            return Ok(vec![chosen.clone()]);
+        // A variant's own network is no other one's.
+        let weights = weights.filter(|_| !variant.layer.table.contains_key("model"));
+        let is_chosen = |(name, of, _): &&(&'static str, Option<Weights>, Vec<Layer>)| {
+            *name == chooser.name() && of.as_ref() == weights
+        };
+        if let Some((_, _, layers)) = self.chosen.iter().find(is_chosen) {
+            return Ok(layers.clone());
         }
-        let layers = self.request.common.iter().chain([&variant.layer]);
-        let chosen = settings::choose(chooser, &self.request.common, images(layers), self.output)?;
-        Ok(vec![self.chosen.insert(chosen).clone()])
+        let common = &self.request.common;
+        let data = folders(common.iter().chain([&variant.layer]));
+        let of_network = weights.map(|weights| (weights.path.as_path(), weights.key.as_deref()));
+        let layers =
+            settings::chosen_layers(chooser, common.clone(), of_network, data, self.output)?;
+        self.chosen.push((chooser.name(), weights.cloned(), layers.clone()));
+        Ok(layers)
     }
 }
 
 /// The folders of the last layer that names images.
-fn images<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Option<Folders> {
+fn folders<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Option<Folders> {
     let path = |layer: &'a Layer| layer.table.get("data")?.as_table()?.get("path").cloned();
     let path = layers.rev().find_map(path)?;
     // Where that is none, `auto` says what it lacks.

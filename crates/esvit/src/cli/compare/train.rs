@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::{Folders, RangeSetting};
+use esvit_data::RangeSetting;
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::PrecisionChoice;
 use esvit_train::config_text::parse_file;
-use esvit_train::objective::ObjectiveConfig;
-use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start, settled};
-use esvit_train::variants::{Comparison, Run, run_name};
+use esvit_train::run::{End, Event, Observer, Outcome, RunFolder, Start};
+use esvit_train::variants::{Comparison, Run, Weights, run_name};
 
 use super::folder::Folder;
 use super::memory::forget_peak;
@@ -122,9 +121,9 @@ impl<'a> Runs<'a> {
         teacher::attach(&mut config, self.output)?;
         self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
-        self.check_same(run, &prepared, &folder)?;
         // A folder without checkpoints holds nothing that would be lost.
-        let mut next = (matches!(start, Start::ContinueFrom(_)), start);
+        let overwrite = matches!(start, Start::ContinueFrom(_) | Start::InitFrom { .. });
+        let mut next = (overwrite, start);
         let variant = &run.variant.asked.name;
         for step in self.comparison.starts_from(variant) {
             let kept = self.folder.start(variant, run.seed, step);
@@ -177,9 +176,15 @@ impl<'a> Runs<'a> {
             stored.find_images(&mut config);
             return Ok((config, Start::Resume));
         }
+        if let Some(Weights { path, key }) = &run.variant.asked.weights {
+            let path = self.folder.find_file(path);
+            return Ok((config, Start::InitFrom { path, key: key.clone() }));
+        }
         let (Some(continues), Some(step)) = (&run.variant.asked.continues, run.variant.start)
         else {
-            return Ok((config, Start::Resume));
+            // One that was killed before its first checkpoint has left a folder.
+            let is_new = RunFolder::check_free(folder, false).is_ok();
+            return Ok((config, if is_new { Start::New } else { Start::Resume }));
         };
         let file = self.folder.start(&continues.from, run.seed, step);
         if !file.is_file() {
@@ -202,39 +207,6 @@ impl<'a> Runs<'a> {
         Ok((config, Start::ContinueFrom(file)))
     }
 
-    /// Checks that a run that is there has the settings of the comparison, apart from what was left to its
-    /// start and how its steps are cut.
-    fn check_same(&self, run: &Run<'_>, prepared: &Prepared, folder: &Path) -> Result<()> {
-        let mut planned = run.config();
-        self.folder.find_images(&mut planned);
-        if planned.train.precision == PrecisionChoice::Auto {
-            planned.train.precision = prepared.config.train.precision;
-        }
-        let [mut planned, found] = [&planned, &prepared.config].map(|config| {
-            let mut config = settled(config, &*prepared.source, 1);
-            make_real(&mut config);
-            config
-        });
-        planned.data.range = found.data.range;
-        planned.train.micro_batch = found.train.micro_batch;
-        planned.train.activation_checkpointing = found.train.activation_checkpointing;
-        if planned.train.time.is_some() {
-            (planned.train.epochs, planned.train.steps, planned.train.time) =
-                (found.train.epochs, found.train.steps, found.train.time);
-        }
-        let changes = found.differences(&planned);
-        if changes.is_empty() {
-            return Ok(());
-        }
-        bail!(
-            "the run `{}` has other settings than the comparison: {}\n\
-             hint: delete the folder, and the run is trained again; a run with other settings is begun in \
-             a folder of its own",
-            folder.display(),
-            changes.join(", ")
-        )
-    }
-
     fn train(
         &self,
         prepared: &Prepared,
@@ -245,22 +217,7 @@ impl<'a> Runs<'a> {
         let stop = self.stop.of_run();
         let progress = Progress::new(self.output);
         let mut observer = Until { progress, step: until, stop: stop.clone() };
-        prepared.train(folder, start, overwrite, stop, &mut observer)
-    }
-}
-
-/// Paths that lead to the same place are no other settings.
-fn make_real(config: &mut Config) {
-    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-    if let Some(folders) = &config.data.path {
-        config.data.path = Folders::of(&folders.paths().iter().map(real).collect::<Vec<_>>());
-    }
-    let teacher = match &mut config.objective {
-        ObjectiveConfig::Distill(distill) => &mut distill.settings.teacher,
-        _ => &mut None,
-    };
-    for path in [&mut config.knn.train, &mut config.knn.val, teacher].into_iter().flatten() {
-        *path = real(path);
+        Ok(prepared.train(folder, start, overwrite, stop, &mut observer)?)
     }
 }
 
