@@ -869,7 +869,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (
             ["optim.name=adamw", "optim.lr_in_momentum=true"],
             ["optim.name=larc", "optim.lr_in_momentum=true"],
-            "hint: choose `optim.name=sgd`, `lars` or `larc`",
+            "hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`, `lars` or `larc`",
         ),
     ] {
         let error = resolve(&refused).expect_err(needed).to_string();

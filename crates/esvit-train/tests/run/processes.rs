@@ -94,14 +94,16 @@ fn stopped_and_resumed_together() {
     assert!(tensors(&bench.checkpoint("run", 2, 6)) == expected);
 }
 
-/// Both read what they start from before the first overwrites the folder that holds it.
+/// Neither process goes on, and the run stays.
 #[test]
-fn started_from_the_run_that_is_overwritten() {
+fn a_run_is_not_overwritten_by_one_that_starts_from_it() {
     let mut bench = Bench::new(&HALF);
     let [(outcome, _), _] = both(&bench, "run", 0);
-    bench.start = Start::InitFrom { path: outcome.unwrap().checkpoint, key: None };
+    let checkpoint = outcome.unwrap().checkpoint;
+    bench.start = Start::InitFrom { path: checkpoint.clone(), key: None };
     bench.overwrite = true;
-    for (outcome, _) in both(&bench, "run", 0) {
-        assert_eq!(outcome.unwrap().step, 6);
-    }
+    let [(first, _), (second, _)] = both(&bench, "run", 0);
+    let error = first.unwrap_err().to_string();
+    assert!(error.contains(&checkpoint.display().to_string()), "{error}");
+    assert!(second.is_err() && checkpoint.exists());
 }
