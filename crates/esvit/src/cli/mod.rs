@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod data;
 mod diff;
+mod disk;
 mod embed;
 mod eval;
 mod exit;

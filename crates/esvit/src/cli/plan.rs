@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
-use esvit_files::free_bytes;
 use esvit_nn::Solo;
 use esvit_train::run::{
     TIMED, fewer_images, plan, settled, split_statistics, step_time, steps_within,
@@ -15,6 +14,7 @@ use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
 use super::Output;
+use super::disk::Checkpoints;
 use super::progress::clock;
 
 /// Refuses settings that need more memory than there is, unless the user has given an amount.
@@ -103,26 +103,10 @@ pub(super) fn show(
     if let Some(warning) = split_statistics(&config, 1) {
         output.warning(warning);
     }
-    let checkpoint = memory::checkpoint_bytes(&config);
-    // The kept ones and the one being written; the best one is a file of its own once they are gone.
-    let recent = config.checkpoint.keep_last + 1;
-    let checkpoints = recent + 1;
-    let free_disk = free_bytes(out);
-    let free = free_disk
-        .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
-    output.note(format!(
-        "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
-        counted(recent, "checkpoint"),
-        checkpoint / 1e6,
-        out.display()
-    ));
-    let disk = checkpoint * checkpoints as f64;
-    if free_disk.is_some_and(|free| disk > free as f64) {
-        output.warning(format!(
-            "the checkpoints take up to {:.1} GB, more than is free\n\
-             hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
-            disk / 1e9
-        ));
+    let checkpoints = Checkpoints::of(&config, plan.run(), out);
+    output.note(checkpoints.describe(out));
+    if let Some(warning) = checkpoints.warning(out) {
+        output.warning(warning);
     }
     Ok(json!({
         "images": plan.images,
@@ -136,9 +120,9 @@ pub(super) fn show(
         "seconds_per_step": step.later.as_secs_f64(),
         "memory_bytes": need,
         "available_memory_bytes": available,
-        "checkpoint_bytes": checkpoint,
-        "checkpoints": checkpoints,
-        "free_disk_bytes": free_disk,
+        "checkpoint_bytes": checkpoints.bytes,
+        "checkpoints": checkpoints.files(),
+        "free_disk_bytes": checkpoints.free,
     }))
 }
 

@@ -30,7 +30,7 @@ use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
 use super::signals::stop_on_signal;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
-use super::{plan, teacher};
+use super::{disk, plan, teacher};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
@@ -241,6 +241,7 @@ impl How {
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
         let prepared = Prepared::new(config, out, &start, self.memory, output)?;
+        disk::warn_of(&prepared.config, &prepared.source, out, output)?;
         let stop = Arc::new(AtomicBool::new(false));
         stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
