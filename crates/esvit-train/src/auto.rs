@@ -461,7 +461,7 @@ fn configure(
     let shrunk = SHRUNK * choosing.config()?.views.global_size;
     choosing.set(&[
         format!("data.max_side={shrunk}"),
-        format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), images)),
+        format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), survey.aspect, images)),
     ]);
     choosing.config()
 }
@@ -472,12 +472,14 @@ fn least_batch(config: &Config) -> usize {
     if compares || config.sees_all_at_once() { TOGETHER } else { 1 }
 }
 
-/// A cache for so many images of a shorter side, in MiB: a quarter of the free memory at most.
-fn cache_mb(side: u32, images: usize) -> usize {
-    // Red, green and blue, and a longer side of 4 : 3.
-    let need = images as f64 * 4.0 * f64::from(side).powi(2) / f64::from(1 << 20);
-    let most = memory::available().map_or(0.0, |bytes| bytes / 4.0 / f64::from(1 << 20));
-    (need.ceil() as usize).min(most as usize).max(512)
+/// A cache for so many images of a shorter side, and of a longer one that is `aspect` times that, in MiB: a
+/// quarter of the free memory at most.
+fn cache_mb(side: u32, aspect: f64, images: usize) -> usize {
+    // Red, green and blue, and a quarter more where some are larger than the median.
+    let image = 1.25 * 3.0 * aspect * f64::from(side).powi(2);
+    let need = images as f64 * image / f64::from(1 << 20);
+    let most = memory::available().map_or(512.0, |bytes| bytes / 4.0 / f64::from(1 << 20));
+    need.min(most).ceil() as usize
 }
 
 /// Seconds that a multiply-accumulate takes in training.
@@ -713,9 +715,13 @@ mod tests {
         assert_eq!([100_000, 499_999, 500_000].map(prototypes), [16_384, 16_384, 65_536]);
         let momentum = |steps| at_least(&MOMENTUM, steps);
         assert_eq!([9_999, 10_000, 49_999, 50_000].map(momentum), [0.98, 0.99, 0.99, 0.996]);
-        assert_eq!(cache_mb(10, 100), 512);
-        assert_eq!(cache_mb(256, 4000), 1000);
+        // 36 MiB for 600 images as they are shrunk for the smallest network.
+        assert_eq!(
+            [cache_mb(10, 1.0, 100), cache_mb(128, 1.0, 600), cache_mb(0, 1.0, 9)],
+            [1, 36, 0]
+        );
+        assert_eq!((cache_mb(256, 1.5, 800), cache_mb(256, 3.0, 800)), (282, 563));
         let most = memory::available().unwrap() / 4.0 / f64::from(1 << 20);
-        assert!(cache_mb(4000, 1_000_000) as f64 <= most.max(512.0) * 1.1);
+        assert!(cache_mb(4000, 1.0, 1_000_000) as f64 <= most * 1.1);
     }
 }

@@ -20,10 +20,17 @@ use super::progress::clock;
 /// Refuses settings that need more memory than there is, unless the user has given an amount.
 pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     let config = settled(config, source, 1);
-    let need = memory::estimate(&config, config.train.micro_batch());
-    let Some(available) = memory::available().filter(|&available| need > available) else {
+    let takes = |config: &Config| memory::estimate(config, config.train.micro_batch());
+    let Some(available) = memory::available().filter(|&available| takes(&config) > available)
+    else {
         return Ok(());
     };
+    // Images are looked at only where it matters how large they are.
+    let config = memory::with_images(&config, source);
+    let need = takes(&config);
+    if need <= available {
+        return Ok(());
+    }
     bail!(
         "the run takes about {} of memory and {} are free\n\
          hint: `--memory {}` cuts its steps so that they fit; {}",
@@ -51,7 +58,7 @@ pub(super) fn fit_memory(
     config.train.batch_size = settled(config, source, 1).train.batch_size;
     let batch = config.train.batch_size;
     fewer_images(of_settings, batch).iter().for_each(|note| output.note(note));
-    let fit = memory::fit(config, given)?;
+    let fit = memory::fit(&memory::with_images(config, source), given)?;
     config.train.micro_batch = Some(fit.micro_batch);
     config.train.activation_checkpointing = fit.activation_checkpointing;
     let activation_checkpointing =
@@ -91,13 +98,14 @@ pub(super) fn show(
         clock(time),
         step.later.as_secs_f64()
     ));
-    let need = memory::estimate(&config, config.train.micro_batch());
+    let judged = memory::with_images(&config, &**source);
+    let need = memory::estimate(&judged, config.train.micro_batch());
     let available = memory::available();
     let free = available
-        .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
+        .map_or_else(String::new, |bytes| format!(" of {} that are free", memory::size(bytes)));
     output.note(format!(
-        "memory: about {:.1} GB{free}, with micro-batches of {}",
-        need / 1e9,
+        "memory: about {}{free}, with micro-batches of {}",
+        memory::size(need),
         counted(config.train.micro_batch(), "image")
     ));
     if let Some(warning) = split_statistics(&config, 1) {

@@ -143,6 +143,14 @@ fn memory_is_judged_by_the_images_there_are() {
     );
     let stored = place.settings("resume run").train;
     assert_eq!((stored.batch_size, stored.micro_batch), (3, Some(3)));
+    // A cache takes no more than the images fill.
+    let line = format!("pretrain --data few {TINY} data.cache_mb=4000 --memory");
+    let fitted = place.settings(&format!("{line} 400M"));
+    assert_eq!((fitted.train.micro_batch, fitted.data.cache_mb), (Some(3), 4000));
+    let refused = place.run(&format!("{line} 1M --out refused")).expect(1).stderr;
+    let need = refused.split_once("one image at a time takes about ").unwrap().1;
+    let need: f64 = need.split_once(" MB").unwrap().0.parse().unwrap();
+    assert!(need < 300.0, "{refused}");
 }
 
 #[test]
