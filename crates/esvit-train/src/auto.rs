@@ -33,14 +33,16 @@ pub struct Chooser {
     /// Peak of the learning rate for a step of 16 images; it grows with the square root of that number.
     rate: f64,
     goes_on: bool,
+    /// Whether the run begins with the weights of a network, whatever the recipe.
+    has_weights: bool,
 }
 
 /// From nothing.
-const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false };
+const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false, has_weights: false };
 
 /// From a network that is good already, and is to be led and not to be led away: a fifth of the rate. The
 /// settings that do not depend on the images are in the recipe's file.
-const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true };
+const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true, has_weights: true };
 
 /// The recipe of this name, if its settings are chosen.
 pub fn named(name: &str) -> Option<&'static Chooser> {
@@ -189,6 +191,12 @@ impl Chooser {
         self.goes_on
     }
 
+    /// The same for a run that begins with the weights of a network.
+    #[must_use]
+    pub fn with_weights(self) -> Self {
+        Self { has_weights: true, ..self }
+    }
+
     /// Chooses settings for the images of `source`. `given` are the settings that go over them: what
     /// they say is not chosen, and is taken into account. The smallest network is timed on some images, or the
     /// one that is given.
@@ -298,17 +306,26 @@ impl Chooser {
                 &format!("for about {}", counted(steps as usize, "step")),
             );
         }
-        if steps < SHORT && !self.goes_on {
+        if self.has_weights && !self.goes_on {
+            choosing.say(
+                "optim.lr",
+                "weights",
+                format!("the rate of `{name}` leads away from good ones"),
+                &format!("`--recipe {}` goes on at a fifth of it, new heads first", ADAPT.name),
+            );
+        }
+        if steps < SHORT && !self.has_weights {
             choosing.reasons.push(format!(
                 "a short run ({}): in its first thousand a network learns little",
                 counted(steps as usize, "step")
             ));
         }
-        if images < FEW && !self.goes_on {
+        if images < FEW && !self.has_weights {
             choosing.reasons.push(format!(
-                "few images ({images}): a published network will serve most purposes better than one \
-                 that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
-                 `--init-from FILE` to go on from it)"
+                "few images ({images}): a published network, such as those of huggingface.co/timm, will serve \
+                 most purposes better than one that is trained on them from nothing (`esvit embed --checkpoint \
+                 FILE`, or `--recipe {} --init-from FILE` to go on from it)",
+                ADAPT.name
             ));
         }
         if survey.has_no_up {
@@ -678,6 +695,14 @@ mod tests {
             choice.reasons.iter().filter(|line| is_warning(line)).count()
         };
         assert_eq!([warns(&auto), warns(&adapt)], [2, 0]);
+        // Weights to begin with are a published network, and another recipe goes on from them.
+        let advises = |choice: &Choice| {
+            choice.reasons.iter().filter(|line| line.starts_with("weights     the rate of")).count()
+        };
+        let begun = named("auto").unwrap().with_weights();
+        let begun = begun.choose(&source, &survey, &of_esvit, &Arc::default()).unwrap();
+        assert_eq!((warns(&begun), rate(&begun)), (0, rate(&auto)));
+        assert_eq!([&auto, &adapt, &begun].map(advises), [0, 0, 1]);
         assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
         assert_eq!(adapt.layer.origin, Origin::Recipe("adapt".into()));
         assert!(named("esvit").is_none());

@@ -155,6 +155,7 @@ pub(super) fn chosen_layers(
     data: Option<Folders>,
     output: &Output,
 ) -> Result<Vec<Layer>> {
+    let chooser = if weights.is_some() { chooser.with_weights() } else { *chooser };
     let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
     let mut under = match weights.filter(|_| !is_given) {
         Some((path, key)) => network_of_weights(path, key, output)?,
@@ -164,7 +165,7 @@ pub(super) fn chosen_layers(
         under.extend(recipe_layers(chooser.name())?);
     }
     given.splice(0..0, under.clone());
-    let choice = choose(chooser, &given, data, output)?;
+    let choice = choose(&chooser, &given, data, output)?;
     Ok([choice].into_iter().chain(under).collect())
 }
 
