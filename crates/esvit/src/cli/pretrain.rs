@@ -197,9 +197,19 @@ impl Resume {
     }
 }
 
-/// Parses a size such as `8G`, `6.5GB` or `800MiB` into bytes.
+/// Parses a size such as `8G`, `6.5GB` or `800MiB` into bytes. One without a unit is refused: `8` is seldom meant
+/// to be bytes.
 fn bytes(text: &str) -> Result<f64, String> {
-    let lower = text.to_ascii_lowercase();
+    let lower = text.trim().to_ascii_lowercase();
+    match lower.parse::<f64>() {
+        Ok(few) if (0.0..1e6).contains(&few) && few != 0.0 => {
+            return Err(format!("a size has a unit: write `{lower}G` or `{lower}M`"));
+        }
+        Ok(bytes) if bytes.is_finite() && bytes >= 1e6 => {
+            return Err(format!("a size has a unit: write `{lower}B`"));
+        }
+        _ => {}
+    }
     let number = lower.trim_end_matches('b');
     let (number, base) = match number.strip_suffix('i') {
         Some(number) => (number, 1024.0_f64),
@@ -556,12 +566,18 @@ mod tests {
             ("3Ki", 3072.0),
             ("3k", 3e3),
             ("2T", 2e12),
-            ("1000", 1e3),
+            ("1000B", 1e3),
+            ("8e9b", 8e9),
         ] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "G", "0", "0G", "-8G", "nanG", "infG", "8X", "8 G 1"] {
-            assert!(bytes(text).is_err(), "{text}");
+        for text in ["", "G", "0", "0G", "-8G", "nanG", "infG", "8X", "8 G 1", "-8", "inf"] {
+            let error = bytes(text).unwrap_err();
+            assert_eq!(error, "a size such as `8G` or `800M` is needed", "{text}");
+        }
+        for (text, form) in [("8", "`8G` or `8M`"), (" 6.5", "`6.5G` or `6.5M`"), ("8e9", "`8e9B`")]
+        {
+            assert_eq!(bytes(text), Err(format!("a size has a unit: write {form}")));
         }
     }
 }

@@ -114,6 +114,8 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
         place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
     }
+    let alone = ["'--memory <SIZE>': a size has a unit: write `8G` or `8M`"];
+    place.run(&format!("{line} --memory 8")).expect(2).says(&alone);
     // What is named is a setting of the objective.
     let of_moco = place.run("pretrain --objective mocov3 --arch vit_micro --memory 1K").expect(1);
     let of_moco = of_moco.says(&["and 1 kB were given", "`train.batch_size`"]).stderr;
