@@ -4,6 +4,7 @@ mod former;
 pub mod listing;
 mod other_objective;
 mod tables;
+mod values;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -159,7 +160,7 @@ impl Config {
             table.insert("arch".into(), model.arch.clone().into());
         }
         let objective = objective(&mut layers)?;
-        let chosen = objective.name();
+        let (chosen, family) = (objective.name(), model.backbone.family().name());
         let policy = layers
             .iter()
             .rev()
@@ -171,7 +172,9 @@ impl Config {
         };
         let schema = Schema::of(&Self::with(model, objective, policy))?;
         let config: Self = config_text::resolve(&schema, &layers)
+            .map_err(|error| values::explained(error, &layers, [chosen, family]))
             .map_err(|error| other_objective::explained(error, chosen, &layers))?;
+        values::check_finite(&config, &layers)?;
         config.validate()?;
         Ok(config)
     }

@@ -22,6 +22,7 @@ mod map;
 mod match_images;
 mod neighbors;
 mod output;
+mod parse;
 mod pca;
 mod plan;
 mod pretrain;
@@ -133,7 +134,7 @@ fn note_refused_amx(command: &Command, output: &Output) {
 
 /// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(flags::without_launcher(arguments)) {
+    let cli = match parse::parse::<Cli>(flags::without_launcher(arguments)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come as errors; clap knows which stream each goes to.
