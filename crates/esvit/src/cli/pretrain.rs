@@ -249,7 +249,6 @@ impl How {
         overwrite: bool,
         output: &Output,
     ) -> Result<Exit> {
-        output.note(format!("run folder `{}`", out.display()));
         let prepared = Prepared::new(config, out, &start, self.memory, output)?;
         disk::warn_of(&prepared.config, &prepared.source, out, output)?;
         let stop = Arc::new(AtomicBool::new(false));

@@ -128,6 +128,7 @@ pub(super) fn clock(time: Duration) -> String {
 impl Observer for Progress<'_> {
     fn notice(&mut self, event: &Event<'_>) {
         match event {
+            Event::Folder(path) => self.output.note(format!("run folder `{}`", path.display())),
             Event::Begin(plan) => {
                 self.output.note(plan);
                 self.bar = self.output.steps_bar(plan.total_steps);

@@ -176,10 +176,20 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     assert_eq!(steps, [vec![0, 25], vec![0, 25, 50]]);
     // The settings of a run that goes on are its own.
     assert_eq!(place.settings("pretrain --resume").train.epochs, Some(2));
-    let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
-    next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
-    let published = place.run("pretrain --recipe esvit --data nowhere").expect(1);
-    published.says(&["run folder `runs/esvit-1`"]);
+    let next = |line: &str| place.well(&format!("{line} --dry-run --json --quiet")).json();
+    assert_eq!(next(&format!("pretrain {TINY}"))["run"], "runs/materials-3");
+    assert_eq!(next("pretrain --recipe esvit --data nowhere")["run"], "runs/esvit-1");
+    // A folder that is not made is not told of.
+    good(&place, "unlabeled", 2);
+    for (line, said) in [
+        (&*format!("{TINY} --data nowhere"), "there is no folder `nowhere`"),
+        (&*format!("{TINY} --data_path nowhere --output_dir X"), "there is no folder `nowhere`"),
+        ("--data unlabeled --objective supervised --arch swin_micro", "needs labeled images"),
+    ] {
+        let ended = place.run(&format!("pretrain {line}")).expect(1).says(&[said]);
+        assert!(!ended.stderr.contains("run folder"), "{ended}");
+    }
+    assert!(!place.path("X").exists() && !place.path("runs/materials-3").exists());
     place.run("pretrain --data nowhere").expect(1).says(&["there is no folder `nowhere`"]);
 }
 

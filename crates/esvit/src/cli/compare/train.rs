@@ -119,7 +119,6 @@ impl<'a> Runs<'a> {
         let is_peak_own = self.forget_peak();
         let (mut config, start) = self.beginning(run, &folder)?;
         teacher::attach(&mut config, self.output)?;
-        self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
         disk::warn_of(&prepared.config, &prepared.source, &folder, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
