@@ -18,5 +18,5 @@ pub use atomic::{
 pub use error::{FileError, FileStep, format_bytes, free_bytes};
 pub use growing::GrowingFile;
 pub use line_log::{LineLog, retain_lines_while};
-pub use regular::{read_regular, read_text};
+pub use regular::{read_hint, read_regular, read_text};
 pub use whole::WholeWriter;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use esvit_files::read_hint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
@@ -53,7 +54,7 @@ impl fmt::Display for Origin {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read config `{path}`")]
+    #[error("cannot read config `{path}`: {source}\nhint: {}", read_hint(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -589,7 +590,9 @@ mod tests {
     #[test]
     fn file_errors_name_the_file() {
         let missing = parse_file(Path::new("/nonexistent/run.toml")).expect_err("missing");
-        assert_eq!(missing.to_string(), "cannot read config `/nonexistent/run.toml`");
+        let missing = missing.to_string();
+        assert!(missing.starts_with("cannot read config `/nonexistent/run.toml`: "), "{missing}");
+        assert!(missing.ends_with("\nhint: check the path"), "{missing}");
         let syntax = parse_text("a = ", Origin::File("run.toml".into())).expect_err("cut off");
         assert_eq!(syntax.to_string(), "invalid TOML in `run.toml`");
     }

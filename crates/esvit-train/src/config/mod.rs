@@ -17,7 +17,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::auto;
-use crate::config_text::{self, Layer, Origin, Schema};
+use crate::config_text::{self, Layer, Origin, Schema, spelling_distance};
 use crate::crop_chunks::CropChunks;
 use crate::objective::distill::TeacherNetwork;
 use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
@@ -79,12 +79,14 @@ pub enum ConfigError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// There is no recipe, architecture or objective of this name.
-    #[error("there is no {what} `{name}`\nhint: choose one of {known}")]
+    #[error("there is no {what} `{name}`{meant}\nhint: {known}")]
     Unknown {
         /// What was looked for.
         what: &'static str,
         /// The name.
         name: String,
+        /// What may have been meant, as a question.
+        meant: String,
         /// What there is.
         known: String,
     },
@@ -490,13 +492,33 @@ pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
     layers.collect()
 }
 
+/// Names up to this number are listed, also beside the one that was meant.
+const LISTED: usize = 30;
+
 fn unknown<'a>(
     what: &'static str,
     name: &str,
     known: impl Iterator<Item = &'a str>,
 ) -> ConfigError {
-    let known = known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    ConfigError::Unknown { what, name: name.into(), known }
+    let known: Vec<&str> = known.collect();
+    // A window of 7 need not be named.
+    let distance = |known: &str| {
+        let is_near = |far: &usize| *far <= (known.len() / 4).max(1) || known.starts_with(name);
+        spelling_distance(name, known).filter(is_near)
+    };
+    let distance = |known: &str| {
+        let short = known.strip_suffix("_w7").unwrap_or(known);
+        [known, short].into_iter().filter_map(distance).min()
+    };
+    let near = known.iter().filter_map(|&known| Some((distance(known)?, known))).min();
+    let meant = near.map(|(_, near)| format!(", did you mean `{near}`?"));
+    let list = if meant.is_some() && known.len() > LISTED {
+        "`esvit info` lists all".into()
+    } else {
+        let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        format!("choose one of {}", quoted.join(", "))
+    };
+    ConfigError::Unknown { what, name: name.into(), meant: meant.unwrap_or_default(), known: list }
 }
 
 #[cfg(test)]

@@ -277,7 +277,23 @@ pub(super) fn check_writable(file: &Path, overwrite: bool, inputs: &[&Path]) -> 
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("there is no folder `{}` to write `{}` into", folder.display(), file.display());
+        let (is_file, folder, file) = (folder.exists(), folder.display(), file.display());
+        if is_file {
+            bail!("`{folder}` is a file, and `{file}` cannot be in it\nhint: choose another name");
+        }
+        bail!(
+            "there is no folder `{folder}` to write `{file}` into\n\
+             hint: make it, or choose another name"
+        );
     }
     Ok(())
+}
+
+/// Makes a folder that results are written into, unless it is there.
+pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        bail!("`{}` is a file\nhint: give the name of a folder", folder.display());
+    }
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder `{}`", folder.display()))
 }

@@ -22,7 +22,7 @@ use esvit_train::run::{
 };
 use serde_json::json;
 
-use super::args::{newest_or_file, run_or_file};
+use super::args::{newest_or_file, run_around, run_or_file};
 use super::flags::ScriptOptions;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
@@ -187,9 +187,12 @@ impl How {
 impl Resume {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if !self.run.join("config.toml").is_file() {
+            let hint = match run_around(&self.run) {
+                Some(run) => format!("name the run itself: `{} resume {}`", program(), quoted(run)),
+                None => "name the folder that `--out` named; without it, runs are in `runs`".into(),
+            };
             bail!(
-                "there is no run in `{}`, which would have a `config.toml`\n\
-                 hint: name the folder that `--out` named; without it, runs are in `runs`",
+                "there is no run in `{}`, which would have a `config.toml`\nhint: {hint}",
                 self.run.display()
             );
         }

@@ -261,9 +261,11 @@ impl Settings {
         self.given.data.extend(script.data.clone());
         if let Some(file) = &script.architecture {
             let Some(arch) = flags::architecture(self.given.arch.as_deref(), file) else {
+                let is_missing = if file.exists() { "" } else { ", and there is no such file" };
                 return Err(Usage(format!(
-                    "`--cfg {}` does not name an architecture of this program\n\
-                     hint: choose one with `--arch` (`esvit info` lists them)",
+                    "`--cfg {}` does not name an architecture of this program{is_missing}\n\
+                     hint: the name of the file is what tells it, as in `swin_tiny_patch4_window7_224.yaml`; \
+                     or choose one with `--arch` (`esvit info` lists them)",
                     file.display()
                 ))
                 .into());

@@ -84,6 +84,11 @@ fn settings_that_make_no_sense() {
     refuses(&place, &line("optim.name=adam"), &["`optim.name`", "did you mean `adamw`?"]);
     refuses(&place, "pretrain --out new --recipe nothing", &["no recipe `nothing`", "`materials`"]);
     refuses(&place, &line("--arch swin_huge"), &["no architecture `swin_huge`", "`swin_tiny_w7`"]);
+    let tiny =
+        ["no architecture `swin_tny`, did you mean `swin_tiny_w7`?\nhint: `esvit info` lists"];
+    refuses(&place, &line("--arch swin_tny"), &tiny);
+    let esvit = ["no recipe `esivt`, did you mean `esvit`?\nhint: choose one of"];
+    refuses(&place, "pretrain --out new --recipe esivt", &esvit);
     refuses(&place, &line("model.num_heads=[3,3]"), &["num_heads"]);
     place.run("pretrain --nonsense").expect(2).says(&["--nonsense"]);
     // What was meant.
@@ -95,7 +100,11 @@ fn settings_that_make_no_sense() {
         "pretrain --epochs 3 --steps 5",
         &["`train.epochs` and `train.steps` are both"],
     );
-    refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
+    refuses(
+        &place,
+        "pretrain --data photos --cfg cvt_v4_s1.yaml",
+        &["`--cfg cvt_v4_s1.yaml`", "and there is no such file"],
+    );
     let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
     refuses(&place, &line("--epochs 2"), &twice);
     // The recipe has given the other one of two that do not go together.
