@@ -81,6 +81,11 @@ impl EmbeddingWriter {
         self.progress
     }
 
+    /// Where the features are until they are complete.
+    pub fn part(&self) -> &Path {
+        self.file.part()
+    }
+
     /// Appends the features of the next images of `source`, and flushes them.
     ///
     /// # Errors

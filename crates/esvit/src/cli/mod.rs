@@ -11,6 +11,7 @@ mod data;
 mod diff;
 mod disk;
 mod embed;
+mod ending;
 mod eval;
 mod exit;
 mod export;

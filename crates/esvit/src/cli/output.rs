@@ -1,6 +1,6 @@
 //! Output: results to stdout, messages to stderr, colors and progress bars only on a terminal.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
 use esvit_model::features::SkippedImage;
 use esvit_train::run::RunFolder;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use super::progress::{clock, speed};
 
 /// How much the program says, and in what form.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -145,12 +147,14 @@ impl Output {
         }
     }
 
-    /// A progress bar of `len` steps, hidden if bars are not drawn.
+    /// A progress bar of `len` steps with their speed and the time left, hidden if bars are not drawn.
     pub(super) fn bar(&self, len: usize) -> ProgressBar {
-        match self.shows_progress() {
+        let bar = match self.shows_progress() {
             true => self.bars.add(ProgressBar::new(len as u64)),
             false => ProgressBar::hidden(),
-        }
+        };
+        bar.set_style(paced());
+        bar
     }
 
     /// Shows a progress bar of `len` steps during `work`, which calls its argument with the number
@@ -235,6 +239,22 @@ pub(super) fn in_words(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// How a bar shows what is done, how fast, and the time left.
+fn paced() -> ProgressStyle {
+    let template = "{bar:16} {pos}/{len}  {speed}  left {left}";
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("speed", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = write!(text, "{}/s", speed(state.per_sec()));
+    });
+    style.with_key("left", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = match state.per_sec() > 0.0 {
+            true => text.write_str(&clock(state.eta())),
+            false => text.write_str("?"),
+        };
+    })
 }
 
 /// A text without control characters but its line breaks: names of files may hold any.

@@ -106,7 +106,7 @@ fn live(metrics: &StepMetrics) -> String {
 }
 
 /// A speed with two digits at least.
-fn speed(per_second: f64) -> String {
+pub(super) fn speed(per_second: f64) -> String {
     match per_second {
         slow if slow < 1.0 => format!("{slow:.2}"),
         slow if slow < 10.0 => format!("{slow:.1}"),

@@ -16,6 +16,7 @@ use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_learned, warn_unsaved};
 use crate::cli::args::{limits_of, warn_of_range};
+use crate::cli::ending::end_on_signal;
 use crate::cli::output::make_folder;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
 
@@ -99,6 +100,12 @@ impl Transfer {
             make_folder(folder)?;
         }
         let mut results = Results::open(&self.out)?;
+        let last_words = format!(
+            "stopped: the results of the sets that are done are in `{}`, and the same command goes on with \
+             the others",
+            self.out.display()
+        );
+        end_on_signal(move || last_words.clone(), output)?;
         let (mut rows, mut failed) = (Vec::new(), Vec::new());
         for set in &self.sets {
             match self.row(set, &own, other.as_ref(), &mut results, output) {
