@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
 use esvit_model::features::SkippedImage;
 use esvit_train::run::RunFolder;
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::progress::{clock, speed};
 
@@ -179,6 +179,12 @@ impl Output {
         bar
     }
 
+    /// The first `parts` of a message beside a bar of steps that fit into its line, each of them whole.
+    pub(super) fn set_parts(&self, bar: &ProgressBar, parts: &[String]) {
+        let columns = console::Term::stderr().size().1;
+        bar.set_message(fitting(parts, usize::from(columns).saturating_sub(width_of(bar))));
+    }
+
     /// Warns of images that could not be read.
     pub(super) fn warn_skipped(&self, left_out: &[SkippedImage]) {
         for SkippedImage { name, reason, .. } in left_out {
@@ -239,6 +245,26 @@ pub(super) fn in_words(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Columns of a bar of steps without its message.
+fn width_of(bar: &ProgressBar) -> usize {
+    let (done, of) = (bar.position(), bar.length().unwrap_or(0));
+    let elapsed = FormattedDuration(bar.elapsed());
+    format!("{:16} {done}/{of} steps  {elapsed}  ", "").chars().count()
+}
+
+/// The first of some parts that fit into so many columns, with gaps.
+fn fitting(parts: &[String], columns: usize) -> String {
+    let mut line = String::new();
+    for part in parts {
+        let gap = if line.is_empty() { "" } else { "  " };
+        if line.chars().count() + gap.len() + part.chars().count() > columns {
+            break;
+        }
+        line = line + gap + part;
+    }
+    line
 }
 
 /// How a bar shows what is done, how fast, and the time left.
@@ -316,4 +342,38 @@ pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
     }
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder `{}`", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At any width a line ends with a whole part.
+    #[test]
+    fn parts_of_a_line_are_whole() {
+        let parts = ["left 1:35", "loss 3.123", "12 img/s", "teacher entropy 3.21, größe 1"];
+        let parts = parts.map(str::to_owned);
+        let all = parts.join("  ");
+        let mut shown = 0;
+        for columns in 0..all.chars().count() + 5 {
+            let line = fitting(&parts, columns);
+            assert!(line.chars().count() <= columns && all.starts_with(&line), "{line}");
+            let count = parts.iter().filter(|part| line.contains(&**part)).count();
+            assert_eq!(line, parts[..count].join("  "));
+            assert!(count >= shown);
+            shown = count;
+        }
+        assert_eq!(shown, 4);
+        assert_eq!(fitting(&parts, 60 - 43), "left 1:35");
+        assert_eq!(fitting(&parts, 80 - 43), "left 1:35  loss 3.123  12 img/s");
+    }
+
+    #[test]
+    fn a_bar_has_its_width() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(5400);
+        bar.set_position(366);
+        let shown = "################ 366/5400 steps  00:00:00  ";
+        assert_eq!(width_of(&bar), shown.len());
+    }
 }
