@@ -172,10 +172,11 @@ impl Choosing<'_> {
         Layer { origin: Origin::Recipe(self.recipe.name.into()), table: self.table.clone() }
     }
 
-    /// The settings so far, under those that are given.
+    /// The settings so far, under those that are given. Whether they go together is seen when all that they
+    /// depend on is chosen.
     fn config(&self) -> Result<Config, RunError> {
         let layers = [self.layer()].into_iter().chain(self.given.iter().cloned());
-        Ok(Config::resolve(layers.collect())?)
+        Ok(Config::resolve_alone(layers.collect())?)
     }
 }
 
@@ -378,13 +379,14 @@ fn network(
         // As 96 to 224, in whole patches of usual networks, and no less than the network takes.
         let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
+        config.check_together()?;
         return pace(&config, source, stop);
     }
     let all = NETWORKS.iter().map(|network| {
         let config = configure(choosing, network.settings, network.sides, source.len(), survey)?;
         Ok((network, config))
     });
-    let all = all.collect::<Result<Vec<_>, RunError>>()?;
+    let all = that_go_together(all.collect::<Result<Vec<_>, RunError>>()?)?;
     let pace = pace(&all[0].1, source, stop)?;
     let seen = |config: &Config| {
         let in_time = FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
@@ -397,6 +399,7 @@ fn network(
         let config = settled(config, &**source, 1);
         let need = memory::estimate(&config, config.train.micro_batch());
         2 * network.sides[0] <= 3 * survey.side
+            && network.sides[0] <= config.views.global_size
             && seen(&config) >= network.images
             && memory::available().is_none_or(|free| need <= 0.8 * free)
     };
@@ -413,6 +416,9 @@ fn network(
             length,
             rounded(network.images)
         ),
+        Some((next, larger)) if next.sides[0] > larger.views.global_size => {
+            format!("a larger one is for views of {} pixels", next.sides[0])
+        }
         Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
             format!("the images have about {} pixels", survey.side)
         }
@@ -430,9 +436,25 @@ fn network(
         ),
         None => String::new(),
     };
-    let value = format!("{}, views of {} pixels", network.name, network.sides[0]);
+    let value = format!("{}, views of {} pixels", network.name, config.views.global_size);
     choosing.say("model.arch", "network", value, &reason);
     Ok(pace)
+}
+
+/// The networks that go with the settings that are given.
+///
+/// # Errors
+/// What the smallest one does not go with, if there is none.
+fn that_go_together(
+    all: Vec<(&'static Network, Config)>,
+) -> Result<Vec<(&'static Network, Config)>, ConfigError> {
+    let refused = all[0].1.check_together();
+    let fit: Vec<_> =
+        all.into_iter().filter(|(_, config)| config.check_together().is_ok()).collect();
+    match fit.is_empty() {
+        true => Err(refused.expect_err("the smallest one does not go together")),
+        false => Ok(fit),
+    }
 }
 
 /// The steps of a run whose length is not given as a time.
@@ -644,6 +666,51 @@ mod tests {
         for what in ["prototypes ", "teacher ", "tasks "] {
             assert!(!says(what), "{reasons:?}");
         }
+    }
+
+    /// What is given is judged beside what is chosen, and not beside defaults.
+    #[test]
+    fn settings_go_with_those_that_are_chosen() {
+        let source = set(40, 40, [10, 20, 30]);
+        let given = ["train.micro_batch=5", "data.max_side=100", "train.steps=5"];
+        let (config, _) = chosen(&source, &given);
+        assert_eq!((config.train.batch_size, config.train.micro_batch), (5, Some(5)));
+        assert_eq!(config.data.max_side, 100, "below the default of views");
+        let survey = Survey::of(&*source, &Conversion::default());
+        let refused = |text: &str| {
+            let given = ["train.steps=5", text].map(|text| parse_override(text).unwrap());
+            let choice = named(NAME).unwrap().choose(&source, &survey, &given, &Arc::default());
+            choice.unwrap_err().to_string()
+        };
+        let error = refused("train.micro_batch=7");
+        let expected = "`train.micro_batch` is 7: it must divide `train.batch_size`, which is 5";
+        assert_eq!(error, expected);
+        assert!(refused("data.max_side=20").contains("views have 32 pixels"));
+        // Views that are given are those that are told, and are no reason for a network of larger ones.
+        let given = ["views.global_size=30", "train.time=1000h"];
+        let (config, reasons) = chosen(&set(40, 300, [10, 20, 30]), &given);
+        assert_eq!((config.model.arch.as_str(), config.views.global_size), ("swin_micro", 30));
+        let expected = "network     a Swin of two stages, views of 30 pixels: a larger one is for \
+                        views of 64 pixels";
+        assert_eq!(reasons[0], expected);
+    }
+
+    /// A batch of 16 has no such part, one of 32 has.
+    #[test]
+    fn networks_that_go_with_what_is_given() {
+        let of = |batch: usize| {
+            let texts = ["train.micro_batch=32".into(), format!("train.batch_size={batch}")];
+            let layers = texts.map(|text: String| parse_override(&text).unwrap());
+            Config::resolve_alone(layers.into()).unwrap()
+        };
+        let all = |batches: &[usize]| {
+            let configs = batches.iter().map(|&batch| of(batch));
+            that_go_together(NETWORKS.iter().zip(configs).collect())
+        };
+        let fit = all(&[16, 32, 37]).unwrap();
+        assert_eq!((fit.len(), fit[0].0.sides[0]), (1, 64));
+        let error = all(&[16, 24]).err().unwrap().to_string();
+        assert!(error.ends_with("it must divide `train.batch_size`, which is 16"), "{error}");
     }
 
     #[test]

@@ -131,6 +131,21 @@ impl Config {
     /// # Errors
     /// Names key and layer of the first error.
     pub fn resolve_with_notes(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
+        let resolved = Self::read(layers)?;
+        resolved.config.check_together()?;
+        Ok(resolved)
+    }
+
+    /// The settings of `layers` when others are still to be chosen for them: each is valid, and whether they go
+    /// together is not checked, since the defaults are nobody's choice.
+    ///
+    /// # Errors
+    /// Names key and layer of the first error.
+    pub fn resolve_alone(layers: Vec<Layer>) -> Result<Self, ConfigError> {
+        Ok(Self::read(layers)?.config)
+    }
+
+    fn read(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
         let mut layers = joined(layers);
         let mut notes = Vec::new();
         for layer in &mut layers {
@@ -177,7 +192,7 @@ impl Config {
             .map_err(|error| values::explained(error, &layers, [chosen, family]))
             .map_err(|error| other_objective::explained(error, chosen, &layers))?;
         values::check_finite(&config, &layers)?;
-        config.validate()?;
+        config.check_each()?;
         Ok(config)
     }
 
@@ -302,13 +317,13 @@ impl Config {
         Ok(check(batch > 1 || !compares, "train.batch_size", batch, need)?)
     }
 
-    /// Checks each table, then their combinations.
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks each table.
+    fn check_each(&self) -> Result<(), ConfigError> {
         self.data.validate()?;
         self.views.validate().map_err(|error| error.within("views"))?;
         self.model.validate()?;
-        let objective = self.objective.settings();
-        objective.validate().map_err(|error| error.within("objective"))?;
+        let objective = self.objective.settings().validate();
+        objective.map_err(|error| error.within("objective"))?;
         self.optim.validate()?;
         self.train.validate()?;
         let (every, need) = (self.checkpoint.every, "it must be above 0");
@@ -316,7 +331,20 @@ impl Config {
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
         at_least_one("knn.max_images", self.knn.max_images as u64)?;
-        above_zero("knn.temperature", self.knn.temperature)?;
+        Ok(above_zero("knn.temperature", self.knn.temperature)?)
+    }
+
+    /// Checks that the tables go together.
+    ///
+    /// # Errors
+    /// Names the setting that does not go with another one.
+    pub(crate) fn check_together(&self) -> Result<(), ConfigError> {
+        let objective = self.objective.settings();
+        let TrainConfig { micro_batch, batch_size, .. } = self.train;
+        if let Some(images) = micro_batch {
+            let need = format!("it must divide `train.batch_size`, which is {batch_size}");
+            check(batch_size.is_multiple_of(images), "train.micro_batch", images, need)?;
+        }
         let (need, given) = (objective.global_views(), self.views.global_count);
         check(
             given >= need,

@@ -130,7 +130,8 @@ fn choose(
     data: Option<Folders>,
     output: &Output,
 ) -> Result<Layer> {
-    let mut config = Config::resolve(given.to_vec())?;
+    // What they are judged beside is still to be chosen.
+    let mut config = Config::resolve_alone(given.to_vec())?;
     config.data.path = data.or(config.data.path);
     let source = preview::source(&config)?;
     preview::choose_range(&mut config, &*source);
