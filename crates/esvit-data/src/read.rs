@@ -102,9 +102,11 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let mut file = open(path).map_err(Error::Io)?;
     let metadata = file.metadata().map_err(Error::Io)?;
     if !metadata.is_file() {
-        let what =
-            if metadata.is_dir() { "it is a folder" } else { "it is a device, pipe or socket" };
-        return Err(Error::Io(io::Error::new(ErrorKind::InvalidInput, what)));
+        let (kind, what) = match metadata.is_dir() {
+            true => (ErrorKind::IsADirectory, "it is a folder"),
+            false => (ErrorKind::InvalidInput, "it is a device, pipe or socket"),
+        };
+        return Err(Error::Io(io::Error::new(kind, what)));
     }
     let too_large = |bytes| Error::Decode(DecodeError::FileTooLarge { bytes, limit });
     let mut bytes = Vec::new();
@@ -201,9 +203,9 @@ mod tests {
         std::os::unix::fs::symlink("/dev/zero", &zeros).unwrap();
         for path in [&pipe, &zeros] {
             let error = read(path).unwrap_err().to_string();
-            assert!(error.contains("it is a device, pipe or socket"), "{error}");
+            assert!(error.ends_with("it is a device, pipe or socket\nhint: name an image file"));
         }
         let error = read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("it is a folder"), "{error}");
+        assert!(error.ends_with("it is a folder\nhint: name an image file in it"), "{error}");
     }
 }

@@ -70,10 +70,7 @@ pub struct FileStamp {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The file could not be read.
-    #[error(
-        "cannot read `{}`: {source}\nhint: check that it exists and may be read",
-        printable(path)
-    )]
+    #[error("cannot read `{}`: {source}\nhint: {}", printable(path), hint(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -98,12 +95,24 @@ pub enum SourceError {
     },
 }
 
+/// What to do about an image that cannot be read.
+fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => "check the path",
+        ErrorKind::IsADirectory => "name an image file in it",
+        ErrorKind::InvalidInput => "name an image file",
+        ErrorKind::PermissionDenied => "give yourself the right to read it",
+        _ => "check that it is whole and may be read",
+    }
+}
+
 impl SourceError {
     /// The reason alone, for messages that name the image themselves: without its name.
     pub fn reason(&self) -> String {
         match self {
             Self::Read { source, .. } => {
-                format!("cannot be read: {source}\nhint: check that it exists and may be read")
+                format!("cannot be read: {source}\nhint: {}", hint(source))
             }
             Self::Decode { source, .. } => source.to_string(),
             Self::NoSuchImage { .. } => self.to_string(),

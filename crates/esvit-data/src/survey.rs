@@ -26,6 +26,8 @@ pub struct Survey {
     pub images: usize,
     /// Median of their shorter sides, in pixels.
     pub side: u32,
+    /// Mean ratio of their longer to their shorter side.
+    pub aspect: f64,
     /// Whether red, green and blue are equal everywhere.
     pub is_gray: bool,
     /// Whether they look the same after any number of quarter turns: satellite images, sections under
@@ -49,11 +51,13 @@ impl Survey {
         });
         let is_gray = !seen.is_empty() && seen.iter().all(|image| image.is_gray);
         let mut sides: Vec<u32> = seen.iter().map(|image| image.side).collect();
+        let aspect = seen.iter().map(|image| image.aspect).sum::<f64>() / sides.len().max(1) as f64;
         let shapes: Vec<_> = seen.into_iter().filter_map(|image| image.turns).collect();
         sides.sort_unstable();
         Self {
             images: sides.len(),
             side: sides.get(sides.len() / 2).copied().unwrap_or(0),
+            aspect: aspect.max(1.0),
             is_gray,
             has_no_up: has_no_up(&shapes),
         }
@@ -64,6 +68,8 @@ impl Survey {
 struct Seen {
     /// Its shorter side.
     side: u32,
+    /// Its longer side, in shorter ones.
+    aspect: f64,
     is_gray: bool,
     /// The shapes of the center square after 0, 1, 2 and 3 quarter turns.
     turns: Option<[Shape; 4]>,
@@ -72,8 +78,10 @@ struct Seen {
 impl Seen {
     fn of(image: &Image) -> Self {
         let pixels = image.pixels().as_chunks::<CHANNELS>().0;
+        let (width, height) = (image.width(), image.height());
         Self {
-            side: image.width().min(image.height()),
+            side: width.min(height),
+            aspect: f64::from(width.max(height)) / f64::from(width.min(height)),
             is_gray: pixels.iter().all(|[r, g, b]| r == g && g == b),
             turns: turns(image),
         }
@@ -183,8 +191,12 @@ mod tests {
         few.push("red", None, Image::new(5, 7, [9, 9, 8].repeat(35)).unwrap());
         let survey = Survey::of(&few, &Conversion::default());
         assert_eq!((survey.images, survey.side, survey.is_gray), (1, 5, false));
+        few.push("wide", None, Image::new(15, 5, [9, 9, 8].repeat(75)).unwrap());
+        let survey_of_two = Survey::of(&few, &Conversion::default());
+        assert_eq!((survey.aspect, survey_of_two.aspect), (1.4, 2.2));
         let nothing = Survey::of(&InMemory::new(Vec::new()), &Conversion::default());
         assert_eq!((nothing.images, nothing.side, nothing.is_gray), (0, 0, false));
+        assert_eq!(nothing.aspect, 1.0);
     }
 
     #[test]

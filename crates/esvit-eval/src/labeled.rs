@@ -11,6 +11,7 @@ use esvit_data::{
     Conversion, DecodeLimits, Folder, FolderError, Image, ImageError, MaterialsTask, Preprocess,
     Source, SourceError,
 };
+use esvit_files::read_hint;
 use esvit_kernels::rng::Rng;
 use esvit_model::PretrainedBackbone;
 use esvit_model::features::{self, Features, NotFinite, SkippedImage, view_forward};
@@ -57,7 +58,7 @@ pub enum TaskError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// A file or folder cannot be read.
-    #[error("cannot read `{path}`: {source}", path = path.display())]
+    #[error("cannot read `{path}`: {source}\nhint: {hint}", path = path.display(), hint = read_hint(source))]
     Io {
         /// The file or folder.
         path: PathBuf,

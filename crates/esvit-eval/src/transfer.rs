@@ -7,7 +7,7 @@ mod known;
 
 use std::path::{Path, PathBuf};
 
-use esvit_files::{FileError, LineLog};
+use esvit_files::{FileError, LineLog, read_hint};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -70,7 +70,7 @@ pub enum TransferError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file cannot be read.
-    #[error("cannot read `{path}`: {source}", path = path.display())]
+    #[error("cannot read `{path}`: {source}\nhint: {hint}", path = path.display(), hint = read_hint(source))]
     Read {
         /// The file.
         path: PathBuf,

@@ -4,12 +4,12 @@
 //! then renamed, so that under its own name there is always either the old file or the new one.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::folder_of;
-use crate::{FileError, FileStep};
+use crate::{FileError, FileStep, WholeWriter};
 
 const TEMPORARY_SUFFIX: &str = ".esvit-tmp";
 
@@ -19,10 +19,9 @@ const TEMPORARY_SUFFIX: &str = ".esvit-tmp";
 #[derive(Debug)]
 pub struct AtomicFile {
     // Declared before `temporary`, so that the file is closed when its name is deleted.
-    writer: BufWriter<File>,
+    writer: WholeWriter,
     temporary: Temporary,
     destination: PathBuf,
-    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -53,19 +52,17 @@ impl AtomicFile {
         let file = File::create(&path)
             .map_err(|error| FileError::writing(FileStep::Open, destination, 0, 0, error))?;
         Ok(Self {
-            writer: BufWriter::new(file),
+            writer: WholeWriter::new(file),
             temporary: Temporary { path, renamed: false },
             destination: destination.to_owned(),
-            bytes: 0,
         })
     }
 
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// [`FileError`], which for a full disk says how much was needed and how much there is.
+    /// [`FileError`]; [`commit`](Self::commit) fails for a full disk, when it is known how much is needed.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        self.bytes += bytes.len() as u64;
         self.writer.write_all(bytes).map_err(|error| self.error(FileStep::Write, error))
     }
 
@@ -86,11 +83,11 @@ impl AtomicFile {
     /// Flushes the file to the disk and gives it its name, replacing a file of that name.
     ///
     /// # Errors
-    /// [`FileError`]. The old file is then still in place, unless only the final flush of the
-    /// folder failed.
+    /// [`FileError`], which for a full disk says how much is needed and how much there is. The old file is
+    /// then still in place, unless only the final flush of the folder failed.
     pub fn commit(mut self) -> Result<(), FileError> {
-        self.writer.flush().map_err(|error| self.error(FileStep::Write, error))?;
-        self.writer.get_ref().sync_all().map_err(|error| self.error(FileStep::Sync, error))?;
+        self.writer.finish().map_err(|error| self.error(FileStep::Write, error))?;
+        self.writer.file().sync_all().map_err(|error| self.error(FileStep::Sync, error))?;
         fs::rename(&self.temporary.path, &self.destination)
             .map_err(|error| self.error(FileStep::Rename, error))?;
         self.temporary.renamed = true;
@@ -99,9 +96,8 @@ impl AtomicFile {
     }
 
     fn error(&self, step: FileStep, source: io::Error) -> FileError {
-        let written = self.writer.get_ref().metadata().map_or(0, |metadata| metadata.len());
-        let attempted = self.bytes.max(written + self.writer.buffer().len() as u64);
-        FileError::writing(step, &self.destination, attempted, written, source)
+        let written = self.writer.file().metadata().map_or(0, |metadata| metadata.len());
+        FileError::writing(step, &self.destination, self.writer.length(), written, source)
     }
 }
 
@@ -125,12 +121,12 @@ impl AtomicFile {
 /// [`FileError`] with the path and the step that failed, the closure's errors included.
 pub fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    write: impl FnOnce(&mut WholeWriter) -> io::Result<()>,
 ) -> Result<(), FileError> {
     if is_device(path) {
         let fail = |error| FileError::new(FileStep::Write, path, error);
-        let mut device = BufWriter::new(File::options().write(true).open(path).map_err(fail)?);
-        return write(&mut device).and_then(|()| device.flush()).map_err(fail);
+        let mut device = WholeWriter::new(File::options().write(true).open(path).map_err(fail)?);
+        return write(&mut device).and_then(|()| device.finish()).map_err(fail);
     }
     let mut file = AtomicFile::create(path)?;
     write(&mut file.writer).map_err(|error| file.error(FileStep::Write, error))?;
@@ -306,27 +302,30 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_is_explained() -> TestResult {
-        let full = OpenOptions::new().write(true).open("/dev/full")?;
-        let mut file = AtomicFile {
-            writer: BufWriter::new(full),
-            temporary: Temporary { path: PathBuf::new(), renamed: true },
-            destination: PathBuf::from("/dev/last.safetensors"),
-            bytes: 0,
+        let full = || -> Result<AtomicFile, Box<dyn Error>> {
+            Ok(AtomicFile {
+                writer: WholeWriter::new(OpenOptions::new().write(true).open("/dev/full")?),
+                temporary: Temporary { path: PathBuf::new(), renamed: true },
+                destination: PathBuf::from("/dev/last.safetensors"),
+            })
         };
-        let error = file.write_all(&[0; 1_234_567]).expect_err("the device is full");
+        let mut file = full()?;
+        // What comes after the first error is needed, too.
+        for _ in 0..3 {
+            file.write_all(&[0; 1_234_567])?;
+        }
+        file.overwrite(8, b"head")?;
+        let error = file.commit().expect_err("the device is full");
         let message = error.to_string();
-        let expected = "the disk is full: `/dev/last.safetensors` needs more than 1.2 MB \
-         and `/dev` has room for ";
+        let expected =
+            "the disk is full: `/dev/last.safetensors` needs 3.7 MB and `/dev` has room for ";
         assert!(message.starts_with(expected), "{message}");
-        assert!(matches!(
-            error,
-            FileError::DiskFull { attempted: 1_234_567, available: Some(_), .. }
-        ));
+        assert!(matches!(error, FileError::DiskFull { needed: 3_703_701, available: Some(_), .. }));
 
-        file.writer = BufWriter::new(OpenOptions::new().write(true).open("/dev/full")?);
+        let mut file = full()?;
         file.write_all(b"buffered")?;
         let error = file.commit().expect_err("the device is full");
-        assert!(matches!(error, FileError::DiskFull { .. }), "{error}");
+        assert!(matches!(error, FileError::DiskFull { needed: 8, .. }), "{error}");
         Ok(())
     }
 }

@@ -60,9 +60,9 @@ pub enum FileError {
     },
     /// The disk is full.
     #[error(
-        "the disk is full: `{path}` needs more than {} and `{folder}` has room for {}, \
+        "the disk is full: `{path}` needs {} and `{folder}` has room for {}, \
          make room there or choose a folder on another disk",
-        format_bytes(*.attempted),
+        amount(*.needed),
         .available.map_or_else(|| "less".to_owned(), format_bytes)
     )]
     DiskFull {
@@ -70,8 +70,9 @@ pub enum FileError {
         path: PathBuf,
         /// The folder it was being written in.
         folder: PathBuf,
-        /// Bytes to be written so far.
-        attempted: u64,
+        /// Bytes that it needs: all of a file that is written whole, what is appended to another one, and 0
+        /// where that is not known.
+        needed: u64,
         /// Free bytes in the folder not counting this file, if known.
         available: Option<u64>,
         /// The error of the operating system.
@@ -90,16 +91,26 @@ impl FileError {
         Self::writing(step, path, 0, 0, source)
     }
 
+    /// The same error; that of a full disk is of a file that needs so many bytes.
+    #[must_use]
+    pub fn needing(self, bytes: u64) -> Self {
+        match self {
+            Self::DiskFull { path, folder, available, source, .. } => {
+                Self::DiskFull { path, folder, needed: bytes, available, source }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn new(step: FileStep, path: &Path, source: io::Error) -> Self {
         Self::Io { step, path: path.to_owned(), source }
     }
 
-    /// Of the `attempted` bytes, `written` are in a temporary file that will be deleted and count
-    /// as free.
+    /// Of the `needed` bytes, `written` are in a temporary file that will be deleted and count as free.
     pub(crate) fn writing(
         step: FileStep,
         path: &Path,
-        attempted: u64,
+        needed: u64,
         written: u64,
         source: io::Error,
     ) -> Self {
@@ -111,14 +122,19 @@ impl FileError {
         Self::DiskFull {
             path: path.to_owned(),
             folder: folder.to_owned(),
-            attempted,
+            needed,
             available,
             source,
         }
     }
 }
 
-fn format_bytes(bytes: u64) -> String {
+fn amount(needed: u64) -> String {
+    if needed == 0 { "more".into() } else { format_bytes(needed) }
+}
+
+/// A number of bytes in a unit that shows it, such as `11.7 MB`.
+pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if bytes < 1000 {
         return format!("{bytes} B");
@@ -169,6 +185,20 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(format_bytes(bytes), expected);
         }
+    }
+
+    #[test]
+    fn a_full_disk_says_what_is_needed() {
+        let full = |needed| {
+            let error = io::ErrorKind::StorageFull.into();
+            FileError::writing(FileStep::Write, Path::new("a/f.npy"), needed, 0, error)
+        };
+        let said = |error: FileError| error.to_string();
+        assert!(said(full(0)).starts_with("the disk is full: `a/f.npy` needs more and `a` has "));
+        assert!(said(full(12_000)).contains(" needs 12.0 kB and "));
+        assert!(said(full(1).needing(3_000_000)).contains(" needs 3.0 MB and "));
+        let other = FileError::at(FileStep::Write, Path::new("a"), io::ErrorKind::NotFound.into());
+        assert_eq!(said(other.needing(1)), "cannot write `a`");
     }
 
     #[cfg(unix)]

@@ -62,6 +62,11 @@ impl GrowingFile {
             .map_err(|e| FileError::writing(FileStep::Write, &self.destination, length, 0, e))
     }
 
+    /// Where it is until it is complete.
+    pub fn part(&self) -> &Path {
+        &self.part
+    }
+
     /// Where the file will appear.
     pub fn destination(&self) -> &Path {
         &self.destination
@@ -130,6 +135,7 @@ mod tests {
         assert_eq!((path.exists(), GrowingFile::length(&path)), (false, Some(11)));
 
         let mut file = GrowingFile::open(&path, 7).unwrap();
+        assert_eq!(file.part(), folder.path().join(".features.npy.esvit-part"));
         let busy = GrowingFile::open(&path, 7).unwrap_err();
         assert!(std::error::Error::source(&busy).unwrap().to_string().contains("another process"));
         file.append(b"two").unwrap();

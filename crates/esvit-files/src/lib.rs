@@ -10,11 +10,13 @@ mod line_log;
 pub mod npy;
 pub mod protobuf;
 mod regular;
+mod whole;
 
 pub use atomic::{
     AtomicFile, is_device, is_temporary, remove_stale_temporaries, temporary_path, write_atomically,
 };
-pub use error::{FileError, FileStep, free_bytes};
+pub use error::{FileError, FileStep, format_bytes, free_bytes};
 pub use growing::GrowingFile;
 pub use line_log::{LineLog, retain_lines_while};
-pub use regular::{read_regular, read_text};
+pub use regular::{read_hint, read_regular, read_text};
+pub use whole::WholeWriter;

@@ -39,14 +39,14 @@ impl LineLog {
     /// [`FileError`]; a partially written line is removed if possible.
     pub fn append_line(&mut self, line: &str) -> Result<(), FileError> {
         let text = format!("{line}\n");
-        let attempted = text.len() as u64;
+        let length = text.len() as u64;
         if let Err(error) = self.file.write_all(text.as_bytes()) {
-            let described = FileError::writing(FileStep::Write, &self.path, attempted, 0, error);
+            let described = FileError::writing(FileStep::Write, &self.path, length, 0, error);
             // Best effort: the failed write is what gets reported.
             let _ = self.file.set_len(self.length);
             return Err(described);
         }
-        self.length += attempted;
+        self.length += length;
         Ok(())
     }
 
@@ -161,7 +161,7 @@ mod tests {
             length: 0,
         };
         let error = log.append_line("{}").expect_err("the device is full");
-        assert!(matches!(error, FileError::DiskFull { attempted: 3, .. }), "{error}");
+        assert!(matches!(error, FileError::DiskFull { needed: 3, .. }), "{error}");
         Ok(())
     }
 }

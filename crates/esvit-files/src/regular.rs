@@ -23,6 +23,19 @@ pub fn read_text(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
+/// What to do about a file that cannot be read, for hints.
+pub fn read_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::NotADirectory => "check the path: a part of it is a file and no folder",
+        ErrorKind::IsADirectory => "it is a folder: name the file that is meant in it",
+        ErrorKind::InvalidInput => "name a regular file",
+        ErrorKind::InvalidData => "name a file of text, in UTF-8",
+        ErrorKind::PermissionDenied => "give yourself the right to read it",
+        _ => "check that it is whole and may be read",
+    }
+}
+
 /// That a path, if links are followed, is a regular file or a folder, which cannot be read anyway.
 pub(crate) fn check_regular(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
@@ -46,8 +59,13 @@ mod tests {
         fs::write(&file, b"\xff").unwrap();
         assert_eq!(read_text(&file).unwrap_err().kind(), ErrorKind::InvalidData);
         let missing = read_text(&folder.path().join("missing")).unwrap_err();
-        assert_eq!(missing.kind(), ErrorKind::NotFound);
-        assert_eq!(read_text(folder.path()).unwrap_err().kind(), ErrorKind::IsADirectory);
+        assert_eq!((missing.kind(), read_hint(&missing)), (ErrorKind::NotFound, "check the path"));
+        let error = read_text(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::IsADirectory);
+        assert!(read_hint(&error).starts_with("it is a folder: "));
+        let error = read_text(&file.join("below")).unwrap_err();
+        assert!(read_hint(&error).ends_with("a part of it is a file and no folder"));
+        assert_eq!(read_hint(&read_text(&file).unwrap_err()), "name a file of text, in UTF-8");
     }
 
     #[cfg(unix)]

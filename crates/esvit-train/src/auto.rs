@@ -33,14 +33,16 @@ pub struct Chooser {
     /// Peak of the learning rate for a step of 16 images; it grows with the square root of that number.
     rate: f64,
     goes_on: bool,
+    /// Whether the run begins with the weights of a network, whatever the recipe.
+    has_weights: bool,
 }
 
 /// From nothing.
-const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false };
+const AUTO: Chooser = Chooser { name: NAME, rate: 7.5e-4, goes_on: false, has_weights: false };
 
 /// From a network that is good already, and is to be led and not to be led away: a fifth of the rate. The
 /// settings that do not depend on the images are in the recipe's file.
-const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true };
+const ADAPT: Chooser = Chooser { name: "adapt", rate: 1.5e-4, goes_on: true, has_weights: true };
 
 /// The recipe of this name, if its settings are chosen.
 pub fn named(name: &str) -> Option<&'static Chooser> {
@@ -170,10 +172,11 @@ impl Choosing<'_> {
         Layer { origin: Origin::Recipe(self.recipe.name.into()), table: self.table.clone() }
     }
 
-    /// The settings so far, under those that are given.
+    /// The settings so far, under those that are given. Whether they go together is seen when all that they
+    /// depend on is chosen.
     fn config(&self) -> Result<Config, RunError> {
         let layers = [self.layer()].into_iter().chain(self.given.iter().cloned());
-        Ok(Config::resolve(layers.collect())?)
+        Ok(Config::resolve_alone(layers.collect())?)
     }
 }
 
@@ -187,6 +190,12 @@ impl Chooser {
     /// given.
     pub fn goes_on(&self) -> bool {
         self.goes_on
+    }
+
+    /// The same for a run that begins with the weights of a network.
+    #[must_use]
+    pub fn with_weights(self) -> Self {
+        Self { has_weights: true, ..self }
     }
 
     /// Chooses settings for the images of `source`. `given` are the settings that go over them: what
@@ -298,17 +307,26 @@ impl Chooser {
                 &format!("for about {}", counted(steps as usize, "step")),
             );
         }
-        if steps < SHORT && !self.goes_on {
+        if self.has_weights && !self.goes_on {
+            choosing.say(
+                "optim.lr",
+                "weights",
+                format!("the rate of `{name}` leads away from good ones"),
+                &format!("`--recipe {}` goes on at a fifth of it, new heads first", ADAPT.name),
+            );
+        }
+        if steps < SHORT && !self.has_weights {
             choosing.reasons.push(format!(
                 "a short run ({}): in its first thousand a network learns little",
                 counted(steps as usize, "step")
             ));
         }
-        if images < FEW && !self.goes_on {
+        if images < FEW && !self.has_weights {
             choosing.reasons.push(format!(
-                "few images ({images}): a published network will serve most purposes better than one \
-                 that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
-                 `--init-from FILE` to go on from it)"
+                "few images ({images}): a published network, such as those of huggingface.co/timm, will serve \
+                 most purposes better than one that is trained on them from nothing (`esvit embed --checkpoint \
+                 FILE`, or `--recipe {} --init-from FILE` to go on from it)",
+                ADAPT.name
             ));
         }
         if survey.has_no_up {
@@ -361,13 +379,14 @@ fn network(
         // As 96 to 224, in whole patches of usual networks, and no less than the network takes.
         let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
+        config.check_together()?;
         return pace(&config, source, stop);
     }
     let all = NETWORKS.iter().map(|network| {
         let config = configure(choosing, network.settings, network.sides, source.len(), survey)?;
         Ok((network, config))
     });
-    let all = all.collect::<Result<Vec<_>, RunError>>()?;
+    let all = that_go_together(all.collect::<Result<Vec<_>, RunError>>()?)?;
     let pace = pace(&all[0].1, source, stop)?;
     let seen = |config: &Config| {
         let in_time = FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
@@ -380,6 +399,7 @@ fn network(
         let config = settled(config, &**source, 1);
         let need = memory::estimate(&config, config.train.micro_batch());
         2 * network.sides[0] <= 3 * survey.side
+            && network.sides[0] <= config.views.global_size
             && seen(&config) >= network.images
             && memory::available().is_none_or(|free| need <= 0.8 * free)
     };
@@ -396,6 +416,9 @@ fn network(
             length,
             rounded(network.images)
         ),
+        Some((next, larger)) if next.sides[0] > larger.views.global_size => {
+            format!("a larger one is for views of {} pixels", next.sides[0])
+        }
         Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
             format!("the images have about {} pixels", survey.side)
         }
@@ -413,9 +436,25 @@ fn network(
         ),
         None => String::new(),
     };
-    let value = format!("{}, views of {} pixels", network.name, network.sides[0]);
+    let value = format!("{}, views of {} pixels", network.name, config.views.global_size);
     choosing.say("model.arch", "network", value, &reason);
     Ok(pace)
+}
+
+/// The networks that go with the settings that are given.
+///
+/// # Errors
+/// What the smallest one does not go with, if there is none.
+fn that_go_together(
+    all: Vec<(&'static Network, Config)>,
+) -> Result<Vec<(&'static Network, Config)>, ConfigError> {
+    let refused = all[0].1.check_together();
+    let fit: Vec<_> =
+        all.into_iter().filter(|(_, config)| config.check_together().is_ok()).collect();
+    match fit.is_empty() {
+        true => Err(refused.expect_err("the smallest one does not go together")),
+        false => Ok(fit),
+    }
 }
 
 /// The steps of a run whose length is not given as a time.
@@ -461,7 +500,7 @@ fn configure(
     let shrunk = SHRUNK * choosing.config()?.views.global_size;
     choosing.set(&[
         format!("data.max_side={shrunk}"),
-        format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), images)),
+        format!("data.cache_mb={}", cache_mb(survey.side.min(shrunk), survey.aspect, images)),
     ]);
     choosing.config()
 }
@@ -472,12 +511,14 @@ fn least_batch(config: &Config) -> usize {
     if compares || config.sees_all_at_once() { TOGETHER } else { 1 }
 }
 
-/// A cache for so many images of a shorter side, in MiB: a quarter of the free memory at most.
-fn cache_mb(side: u32, images: usize) -> usize {
-    // Red, green and blue, and a longer side of 4 : 3.
-    let need = images as f64 * 4.0 * f64::from(side).powi(2) / f64::from(1 << 20);
-    let most = memory::available().map_or(0.0, |bytes| bytes / 4.0 / f64::from(1 << 20));
-    (need.ceil() as usize).min(most as usize).max(512)
+/// A cache for so many images of a shorter side, and of a longer one that is `aspect` times that, in MiB: a
+/// quarter of the free memory at most.
+fn cache_mb(side: u32, aspect: f64, images: usize) -> usize {
+    // Red, green and blue, and a quarter more where some are larger than the median.
+    let image = 1.25 * 3.0 * aspect * f64::from(side).powi(2);
+    let need = images as f64 * image / f64::from(1 << 20);
+    let most = memory::available().map_or(512.0, |bytes| bytes / 4.0 / f64::from(1 << 20));
+    need.min(most).ceil() as usize
 }
 
 /// Seconds that a multiply-accumulate takes in training.
@@ -627,6 +668,51 @@ mod tests {
         }
     }
 
+    /// What is given is judged beside what is chosen, and not beside defaults.
+    #[test]
+    fn settings_go_with_those_that_are_chosen() {
+        let source = set(40, 40, [10, 20, 30]);
+        let given = ["train.micro_batch=5", "data.max_side=100", "train.steps=5"];
+        let (config, _) = chosen(&source, &given);
+        assert_eq!((config.train.batch_size, config.train.micro_batch), (5, Some(5)));
+        assert_eq!(config.data.max_side, 100, "below the default of views");
+        let survey = Survey::of(&*source, &Conversion::default());
+        let refused = |text: &str| {
+            let given = ["train.steps=5", text].map(|text| parse_override(text).unwrap());
+            let choice = named(NAME).unwrap().choose(&source, &survey, &given, &Arc::default());
+            choice.unwrap_err().to_string()
+        };
+        let error = refused("train.micro_batch=7");
+        let expected = "`train.micro_batch` is 7: it must divide `train.batch_size`, which is 5";
+        assert_eq!(error, expected);
+        assert!(refused("data.max_side=20").contains("views have 32 pixels"));
+        // Views that are given are those that are told, and are no reason for a network of larger ones.
+        let given = ["views.global_size=30", "train.time=1000h"];
+        let (config, reasons) = chosen(&set(40, 300, [10, 20, 30]), &given);
+        assert_eq!((config.model.arch.as_str(), config.views.global_size), ("swin_micro", 30));
+        let expected = "network     a Swin of two stages, views of 30 pixels: a larger one is for \
+                        views of 64 pixels";
+        assert_eq!(reasons[0], expected);
+    }
+
+    /// A batch of 16 has no such part, one of 32 has.
+    #[test]
+    fn networks_that_go_with_what_is_given() {
+        let of = |batch: usize| {
+            let texts = ["train.micro_batch=32".into(), format!("train.batch_size={batch}")];
+            let layers = texts.map(|text: String| parse_override(&text).unwrap());
+            Config::resolve_alone(layers.into()).unwrap()
+        };
+        let all = |batches: &[usize]| {
+            let configs = batches.iter().map(|&batch| of(batch));
+            that_go_together(NETWORKS.iter().zip(configs).collect())
+        };
+        let fit = all(&[16, 32, 37]).unwrap();
+        assert_eq!((fit.len(), fit[0].0.sides[0]), (1, 64));
+        let error = all(&[16, 24]).err().unwrap().to_string();
+        assert!(error.ends_with("it must divide `train.batch_size`, which is 16"), "{error}");
+    }
+
     #[test]
     fn what_is_given_is_not_chosen() {
         let given = [
@@ -676,6 +762,14 @@ mod tests {
             choice.reasons.iter().filter(|line| is_warning(line)).count()
         };
         assert_eq!([warns(&auto), warns(&adapt)], [2, 0]);
+        // Weights to begin with are a published network, and another recipe goes on from them.
+        let advises = |choice: &Choice| {
+            choice.reasons.iter().filter(|line| line.starts_with("weights     the rate of")).count()
+        };
+        let begun = named("auto").unwrap().with_weights();
+        let begun = begun.choose(&source, &survey, &of_esvit, &Arc::default()).unwrap();
+        assert_eq!((warns(&begun), rate(&begun)), (0, rate(&auto)));
+        assert_eq!([&auto, &adapt, &begun].map(advises), [0, 0, 1]);
         assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
         assert_eq!(adapt.layer.origin, Origin::Recipe("adapt".into()));
         assert!(named("esvit").is_none());
@@ -713,9 +807,13 @@ mod tests {
         assert_eq!([100_000, 499_999, 500_000].map(prototypes), [16_384, 16_384, 65_536]);
         let momentum = |steps| at_least(&MOMENTUM, steps);
         assert_eq!([9_999, 10_000, 49_999, 50_000].map(momentum), [0.98, 0.99, 0.99, 0.996]);
-        assert_eq!(cache_mb(10, 100), 512);
-        assert_eq!(cache_mb(256, 4000), 1000);
+        // 36 MiB for 600 images as they are shrunk for the smallest network.
+        assert_eq!(
+            [cache_mb(10, 1.0, 100), cache_mb(128, 1.0, 600), cache_mb(0, 1.0, 9)],
+            [1, 36, 0]
+        );
+        assert_eq!((cache_mb(256, 1.5, 800), cache_mb(256, 3.0, 800)), (282, 563));
         let most = memory::available().unwrap() / 4.0 / f64::from(1 << 20);
-        assert!(cache_mb(4000, 1_000_000) as f64 <= most.max(512.0) * 1.1);
+        assert!(cache_mb(4000, 1.0, 1_000_000) as f64 <= most * 1.1);
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use esvit_files::read_hint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
@@ -53,7 +54,7 @@ impl fmt::Display for Origin {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read config `{path}`")]
+    #[error("cannot read config `{path}`: {source}\nhint: {}", read_hint(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -154,11 +155,14 @@ impl Schema {
                     self.check_table(known, layer, given, &path)?;
                 }
                 (Some(Value::Table(known)), Value::Boolean(_)) if known.contains_key(ENABLED) => {}
-                (Some(Value::Table(_)), other) if other.as_str() != Some(NONE) => {
+                (Some(Value::Table(inner)), other) if other.as_str() != Some(NONE) => {
+                    let first = first_setting(&path, inner);
                     return Err(ConfigError::Value {
                         key: path,
                         origin: layer.origin.clone(),
-                        message: format!("expected a table, found {} `{other}`", other.type_str()),
+                        message: format!(
+                            "`{other}` is not a table: give its settings, such as `{first}`"
+                        ),
                     });
                 }
                 _ => {}
@@ -182,8 +186,17 @@ impl Schema {
     }
 }
 
-/// Edit distance between two keys, or None if one is hardly a misspelling of the other.
-fn spelling_distance(given: &str, known: &str) -> Option<usize> {
+/// The first setting of a table.
+fn first_setting(path: &str, table: &Table) -> String {
+    match table.iter().next() {
+        Some((name, Value::Table(inner))) => first_setting(&join(path, name), inner),
+        Some((name, _)) => join(path, name),
+        None => path.to_owned(),
+    }
+}
+
+/// Edit distance between two words, or None if one is hardly a misspelling of the other.
+pub(crate) fn spelling_distance(given: &str, known: &str) -> Option<usize> {
     let given = given.to_lowercase().replace('-', "_");
     let distance = strsim::osa_distance(&given, known);
     let abbreviates = given.len() > 2 && known.starts_with(&given);
@@ -532,7 +545,10 @@ mod tests {
             ("views.zzz=3", "unknown key `views.zzz`"),
             ("model.weight=x", "unknown key `model.weight`, did you mean `model.weights`?"),
             ("seed.x=1", "bad value for `seed`: invalid type: map, expected u64"),
-            ("optim=3", "bad value for `optim`: expected a table, found integer `3`"),
+            (
+                "optim=3",
+                "bad value for `optim`: `3` is not a table: give its settings, such as `optim.clip`",
+            ),
             ("optim.lr=a", "bad value for `optim.lr`: invalid type: string \"a\", expected f64"),
             ("optim.clip=[]", "bad value for `optim.clip`: invalid type: sequence, expected f64"),
             (
@@ -574,7 +590,9 @@ mod tests {
     #[test]
     fn file_errors_name_the_file() {
         let missing = parse_file(Path::new("/nonexistent/run.toml")).expect_err("missing");
-        assert_eq!(missing.to_string(), "cannot read config `/nonexistent/run.toml`");
+        let missing = missing.to_string();
+        assert!(missing.starts_with("cannot read config `/nonexistent/run.toml`: "), "{missing}");
+        assert!(missing.ends_with("\nhint: check the path"), "{missing}");
         let syntax = parse_text("a = ", Origin::File("run.toml".into())).expect_err("cut off");
         assert_eq!(syntax.to_string(), "invalid TOML in `run.toml`");
     }
@@ -620,10 +638,10 @@ mod tests {
         let layer = parse_override("region=false").expect("override");
         assert_eq!(value_of(&layer.table, "region.enabled"), Some(&false.into()));
         assert_eq!(value_of(&layer.table, "region.tokens"), None);
-        for (text, found) in [("views=false", "boolean `false`"), ("region=1", "integer `1`")] {
+        for (text, found) in [("views=false", "`false` is"), ("region=1", "`1` is")] {
             let layer = parse_override(text).expect("override");
             let error = schema.check(&layer).expect_err(text).to_string();
-            assert!(error.ends_with(&format!("expected a table, found {found}")), "{error}");
+            assert!(error.contains(&format!("{found} not a table: give")), "{error}");
         }
     }
 

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use esvit_data::counted;
+use esvit_data::{Source, counted, decoded_bytes};
 use esvit_nn::ops::EXPONENTIALS_BYTES;
 use esvit_nn::params::Role;
-use esvit_nn::{Device, ForwardCtx};
+use esvit_nn::zoo::{self, Architecture};
+use esvit_nn::{BackboneConfig, Device, ForwardCtx};
 
 use crate::config::Config;
 use crate::learner::seen_by_teacher;
-use crate::objective::{Chunking, StepInfo, Teacher};
+use crate::objective::{Chunking, ObjectiveConfig, StepInfo, Teacher};
 
 /// Program, loader and allocator, in bytes.
 const BASE: f64 = 200e6;
@@ -96,6 +97,20 @@ pub fn estimate(config: &Config, micro_batch: usize) -> f64 {
     BASE + computed + loader + input + waiting
 }
 
+/// The settings with caches of no more than these images fill, by a sample of them: with those an estimate is
+/// that of a run on them.
+pub fn with_images(config: &Config, source: &dyn Source) -> Config {
+    let mut config = config.clone();
+    if let Some(bytes) = decoded_bytes(source, config.data.max_side) {
+        let all = (bytes / f64::from(1 << 20)).ceil() as usize;
+        config.data.cache_mb = config.data.cache_mb.min(all);
+    }
+    if let ObjectiveConfig::Distill(distill) = &mut config.objective {
+        distill.limit_cache(source.len());
+    }
+    config
+}
+
 /// Operations of a micro-batch that is large enough to use the CPU well, and small enough for a run
 /// to react within seconds.
 const MICRO_BATCH_FLOP: f64 = 1e12;
@@ -177,18 +192,32 @@ pub fn savings(config: &Config, micro_batch: usize) -> String {
     let compares = config.objective.settings().chunking() == Chunking::ByImage;
     let least = least_images(config).iter().copied().min().unwrap_or(1);
     let is_held = batch > least && (compares || micro_batch == batch);
+    let network = "a smaller network (`model.arch`)";
     let parts = [
         is_held.then_some("a smaller batch (`train.batch_size`)"),
-        Some("a smaller network (`model.arch`)"),
+        (!is_smallest(config)).then_some(network),
         config.objective.settings().less_memory(),
         (config.data.cache_mb > 0).then_some("a smaller cache (`data.cache_mb`)"),
     ];
-    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    let mut parts: Vec<&str> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        parts.push(network);
+    }
     let listed = match parts.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => parts.concat(),
     };
     format!("{listed} takes less")
+}
+
+/// Whether the network is an architecture of which its family has none with fewer parameters.
+fn is_smallest(config: &Config) -> bool {
+    let own = &config.model.backbone;
+    let parameters = |backbone: &BackboneConfig| backbone.build(0.0).1.parameters();
+    let count = parameters(own);
+    let others = zoo::ARCHITECTURES.iter().map(Architecture::config);
+    let mut others = others.filter(|other| other.family() == own.family());
+    config.model.arch != zoo::CUSTOM && others.all(|other| parameters(&other) >= count)
 }
 
 /// No micro-batch fits.
@@ -617,8 +646,9 @@ mod tests {
             assert_eq!(text.starts_with("a smaller batch"), compares, "{name}: {text}");
             assert!(!text.contains(", or") && text.ends_with(" takes less"), "{text}");
             let keys: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
-            assert!(keys.contains(&"model.arch") && keys.contains(&"data.cache_mb"), "{text}");
-            for key in keys.into_iter().filter(|key| *key != "model.arch") {
+            // There is no smaller network than these.
+            assert!(!keys.contains(&"model.arch") && keys.contains(&"data.cache_mb"), "{text}");
+            for key in keys {
                 let value = crate::config_text::value_of(&table, key);
                 let value = value.and_then(toml::Value::as_integer);
                 let value = value.unwrap_or_else(|| panic!("{name} has no {key}: {text}"));
@@ -637,6 +667,41 @@ mod tests {
         let words =
             "a smaller network (`model.arch`) or fewer prototypes (`objective.head.out_dim`)";
         assert!(savings(&config, 2).starts_with(words));
+    }
+
+    /// A smaller network is named where there is one.
+    #[test]
+    fn the_smallest_network_is_not_to_be_smaller() {
+        let named = |arch: &str| {
+            let layer = crate::config_text::parse_override(arch).unwrap();
+            is_smallest(&Config::resolve(vec![layer]).unwrap())
+        };
+        assert!(named("model.arch=vit_micro"));
+        assert!(!named("model.arch=vit_tiny16"));
+        assert!(!is_smallest(&recipe()) && !is_smallest(&small()));
+    }
+
+    /// Caches that the images cannot fill count as far as they do.
+    #[test]
+    fn a_cache_is_no_larger_than_the_images() {
+        use esvit_data::{Image, InMemory};
+        let mut source = InMemory::new(Vec::new());
+        for index in 0..16 {
+            let image = Image::new(512, 256, vec![7; 3 * 512 * 256]).unwrap();
+            source.push(index.to_string(), None, image);
+        }
+        // Three eighths of a MiB each.
+        let cache = |cache_mb: usize, max_side: u32| {
+            let mut config = small();
+            (config.data.cache_mb, config.data.max_side) = (cache_mb, max_side);
+            let judged = with_images(&config, &source);
+            assert_eq!(Config { data: config.data.clone(), ..judged.clone() }, config);
+            let less = (config.data.cache_mb - judged.data.cache_mb) as f64 * f64::from(1 << 20);
+            assert!((estimate(&config, 4) - estimate(&judged, 4) - less).abs() < 1.0);
+            judged.data.cache_mb
+        };
+        assert_eq!([cache(512, 0), cache(512, 128), cache(4, 0), cache(0, 0)], [6, 2, 4, 0]);
+        assert_eq!(with_images(&small(), &InMemory::new(Vec::new())), small());
     }
 
     /// Eight images whose blocks are computed again rather than fewer, then two at least.

@@ -145,7 +145,7 @@ impl From<Span> for String {
 
 /// A time such as `2h` or `1h 30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "WrittenTime", into = "String")]
 pub struct Time(pub Duration);
 
 impl fmt::Display for Time {
@@ -164,11 +164,22 @@ impl FromStr for Time {
     }
 }
 
-impl TryFrom<String> for Time {
+/// The forms of a time in a file. A number lacks its unit.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a time such as `45m`, `2h` or `1h 30m` was expected")]
+enum WrittenTime {
+    Number(f64),
+    Text(String),
+}
+
+impl TryFrom<WrittenTime> for Time {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+    fn try_from(written: WrittenTime) -> Result<Self, String> {
+        match written {
+            WrittenTime::Number(number) => number.to_string().parse(),
+            WrittenTime::Text(text) => text.parse(),
+        }
     }
 }
 
@@ -257,6 +268,19 @@ mod tests {
         assert_eq!((time.0, time.to_string()), (Duration::from_secs(5400), "1h 30m".into()));
         for text in ["", "2", "0s", "soon", "-1h"] {
             assert!(text.parse::<Time>().is_err(), "{text}");
+        }
+        #[derive(Debug, Deserialize)]
+        struct File {
+            #[allow(dead_code, reason = "it is not read")]
+            time: Time,
+        }
+        for (text, expected) in [
+            ("time = 2", "`2` is no time: write `45m`"),
+            ("time = 0.5", "`0.5` is no time: write `45m`"),
+            ("time = [1]", "a time such as `45m`"),
+        ] {
+            let error = toml::from_str::<File>(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

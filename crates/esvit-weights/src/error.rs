@@ -20,7 +20,7 @@ pub struct WeightsError {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The system reports an error.
-    #[error("cannot be read: {0}\nhint: check that the file exists, is whole and may be read")]
+    #[error("cannot be read: {}\nhint: {}", .0, hint(.0))]
     Io(#[from] io::Error),
     /// It is not a file of weights.
     #[error("holds no weights: {found}\nhint: {hint}")]
@@ -79,6 +79,15 @@ pub enum ErrorKind {
         /// The requested type.
         wanted: &'static str,
     },
+}
+
+/// What to do about a file that cannot be read.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "check the path",
+        io::ErrorKind::PermissionDenied => "give yourself the right to read the file",
+        _ => "check that the file is whole and may be read",
+    }
 }
 
 impl ErrorKind {

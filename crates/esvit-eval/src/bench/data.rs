@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use esvit_data::{DecodeLimits, Policy, ViewsConfig, decode};
+use esvit_files::read_hint;
 use serde::Serialize;
 
 use super::{BenchError, median, repeat};
@@ -30,8 +31,10 @@ pub struct DataReport {
 pub fn data(image: Option<&Path>, iterations: usize) -> Result<DataReport, BenchError> {
     let fail = |error: &dyn std::fmt::Display| BenchError::Image(error.to_string());
     let bytes = match image {
-        Some(path) => std::fs::read(path)
-            .map_err(|error| fail(&format!("cannot read `{}`: {error}", path.display())))?,
+        Some(path) => std::fs::read(path).map_err(|error| {
+            let hint = read_hint(&error);
+            fail(&format!("cannot read `{}`: {error}\nhint: {hint}", path.display()))
+        })?,
         None => esvit_data::sample_jpeg().to_vec(),
     };
     let limits = DecodeLimits::default();

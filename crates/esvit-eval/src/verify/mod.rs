@@ -140,7 +140,8 @@ pub fn run(folder: &Path, options: Options, mut show: impl FnMut(&Report)) -> Re
     let mut cases = vec![folder.to_path_buf()];
     if !is_case(&cases[0]) {
         let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let entries = entries.map_err(|e| unreadable(e.to_string()))?;
+        let hint = "hint: name a case, or a folder of cases; each is a folder with a `case.json`";
+        let entries = entries.map_err(|error| unreadable(format!("{error}\n{hint}")))?;
         cases = entries.iter().map(std::fs::DirEntry::path).filter(is_case).collect();
     }
     if cases.is_empty() {

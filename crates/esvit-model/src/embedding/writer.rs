@@ -81,6 +81,11 @@ impl EmbeddingWriter {
         self.progress
     }
 
+    /// Where the features are until they are complete.
+    pub fn part(&self) -> &Path {
+        self.file.part()
+    }
+
     /// Appends the features of the next images of `source`, and flushes them.
     ///
     /// # Errors
@@ -101,7 +106,11 @@ impl EmbeddingWriter {
             names.push_str(&escape(&source.name(image)));
             names.push('\n');
         }
-        self.file.append(&rows)?;
+        // As much for each image that is left.
+        let of_batch = batch.images.len() + batch.left_out.len();
+        let left = source.len().saturating_sub(self.progress.images);
+        let rest = rows.len() as u64 * left as u64 / of_batch.max(1) as u64;
+        self.file.append(&rows).map_err(|error| error.needing(rest))?;
         self.progress.bytes[0] = self.file.sync()?;
         if let Some(file) = &mut self.names {
             file.append(names.as_bytes())?;

@@ -94,7 +94,7 @@ fn settings(schema: &Value, prefix: &str, found: &mut Vec<Setting>) {
 }
 
 /// A value as TOML.
-fn written(value: &Value) -> String {
+pub(super) fn written(value: &Value) -> String {
     toml::Value::try_from(value).map_or_else(|_| value.to_string(), |value| value.to_string())
 }
 

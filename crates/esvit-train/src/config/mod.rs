@@ -4,6 +4,7 @@ mod former;
 pub mod listing;
 mod other_objective;
 mod tables;
+mod values;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::auto;
-use crate::config_text::{self, Layer, Origin, Schema};
+use crate::config_text::{self, Layer, Origin, Schema, spelling_distance};
 use crate::crop_chunks::CropChunks;
 use crate::objective::distill::TeacherNetwork;
 use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
@@ -78,12 +79,14 @@ pub enum ConfigError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// There is no recipe, architecture or objective of this name.
-    #[error("there is no {what} `{name}`\nhint: choose one of {known}")]
+    #[error("there is no {what} `{name}`{meant}\nhint: {known}")]
     Unknown {
         /// What was looked for.
         what: &'static str,
         /// The name.
         name: String,
+        /// What may have been meant, as a question.
+        meant: String,
         /// What there is.
         known: String,
     },
@@ -128,6 +131,21 @@ impl Config {
     /// # Errors
     /// Names key and layer of the first error.
     pub fn resolve_with_notes(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
+        let resolved = Self::read(layers)?;
+        resolved.config.check_together()?;
+        Ok(resolved)
+    }
+
+    /// The settings of `layers` when others are still to be chosen for them: each is valid, and whether they go
+    /// together is not checked, since the defaults are nobody's choice.
+    ///
+    /// # Errors
+    /// Names key and layer of the first error.
+    pub fn resolve_alone(layers: Vec<Layer>) -> Result<Self, ConfigError> {
+        Ok(Self::read(layers)?.config)
+    }
+
+    fn read(layers: Vec<Layer>) -> Result<Resolved, ConfigError> {
         let mut layers = joined(layers);
         let mut notes = Vec::new();
         for layer in &mut layers {
@@ -159,7 +177,7 @@ impl Config {
             table.insert("arch".into(), model.arch.clone().into());
         }
         let objective = objective(&mut layers)?;
-        let chosen = objective.name();
+        let (chosen, family) = (objective.name(), model.backbone.family().name());
         let policy = layers
             .iter()
             .rev()
@@ -171,8 +189,10 @@ impl Config {
         };
         let schema = Schema::of(&Self::with(model, objective, policy))?;
         let config: Self = config_text::resolve(&schema, &layers)
+            .map_err(|error| values::explained(error, &layers, [chosen, family]))
             .map_err(|error| other_objective::explained(error, chosen, &layers))?;
-        config.validate()?;
+        values::check_finite(&config, &layers)?;
+        config.check_each()?;
         Ok(config)
     }
 
@@ -297,13 +317,13 @@ impl Config {
         Ok(check(batch > 1 || !compares, "train.batch_size", batch, need)?)
     }
 
-    /// Checks each table, then their combinations.
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks each table.
+    fn check_each(&self) -> Result<(), ConfigError> {
         self.data.validate()?;
         self.views.validate().map_err(|error| error.within("views"))?;
         self.model.validate()?;
-        let objective = self.objective.settings();
-        objective.validate().map_err(|error| error.within("objective"))?;
+        let objective = self.objective.settings().validate();
+        objective.map_err(|error| error.within("objective"))?;
         self.optim.validate()?;
         self.train.validate()?;
         let (every, need) = (self.checkpoint.every, "it must be above 0");
@@ -311,7 +331,20 @@ impl Config {
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
         at_least_one("knn.max_images", self.knn.max_images as u64)?;
-        above_zero("knn.temperature", self.knn.temperature)?;
+        Ok(above_zero("knn.temperature", self.knn.temperature)?)
+    }
+
+    /// Checks that the tables go together.
+    ///
+    /// # Errors
+    /// Names the setting that does not go with another one.
+    pub(crate) fn check_together(&self) -> Result<(), ConfigError> {
+        let objective = self.objective.settings();
+        let TrainConfig { micro_batch, batch_size, .. } = self.train;
+        if let Some(images) = micro_batch {
+            let need = format!("it must divide `train.batch_size`, which is {batch_size}");
+            check(batch_size.is_multiple_of(images), "train.micro_batch", images, need)?;
+        }
         let (need, given) = (objective.global_views(), self.views.global_count);
         check(
             given >= need,
@@ -487,13 +520,33 @@ pub fn recipe_layers(name: &str) -> Result<Vec<Layer>, ConfigError> {
     layers.collect()
 }
 
+/// Names up to this number are listed, also beside the one that was meant.
+const LISTED: usize = 30;
+
 fn unknown<'a>(
     what: &'static str,
     name: &str,
     known: impl Iterator<Item = &'a str>,
 ) -> ConfigError {
-    let known = known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    ConfigError::Unknown { what, name: name.into(), known }
+    let known: Vec<&str> = known.collect();
+    // A window of 7 need not be named.
+    let distance = |known: &str| {
+        let is_near = |far: &usize| *far <= (known.len() / 4).max(1) || known.starts_with(name);
+        spelling_distance(name, known).filter(is_near)
+    };
+    let distance = |known: &str| {
+        let short = known.strip_suffix("_w7").unwrap_or(known);
+        [known, short].into_iter().filter_map(distance).min()
+    };
+    let near = known.iter().filter_map(|&known| Some((distance(known)?, known))).min();
+    let meant = near.map(|(_, near)| format!(", did you mean `{near}`?"));
+    let list = if meant.is_some() && known.len() > LISTED {
+        "`esvit info` lists all".into()
+    } else {
+        let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        format!("choose one of {}", quoted.join(", "))
+    };
+    ConfigError::Unknown { what, name: name.into(), meant: meant.unwrap_or_default(), known: list }
 }
 
 #[cfg(test)]

@@ -427,9 +427,7 @@ impl TrainConfig {
         }
         at_least_one("train.batch_size", self.batch_size as u64)?;
         if let Some(images) = self.micro_batch {
-            let need = format!("it must divide `train.batch_size`, which is {}", self.batch_size);
-            let divides = images > 0 && self.batch_size.is_multiple_of(images);
-            check(divides, "train.micro_batch", images, need)?;
+            at_least_one("train.micro_batch", images as u64)?;
         }
         at_least_one("train.log_every", self.log_every)?;
         self.device

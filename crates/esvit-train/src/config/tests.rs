@@ -219,7 +219,7 @@ fn layers_decide_about_the_objective() {
         assert!(error.contains(", and not of `supervised`\nhint: choose "), "{error}");
     }
     let error = resolve(&["objective.name=dino"]).unwrap_err().to_string();
-    let expected = "there is no objective `dino`\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
+    let expected = "there is no objective `dino`, did you mean `dinov2`?\nhint: choose one of `esvit`, `dinov2`, `mocov2`, \
                     `mocov3`, `moby`, `simclr`, `byol`, `swav`, `densecl`, `igpt`, `supervised`, \
                     `distill`, `masked_patch`";
     assert_eq!(error, expected);
@@ -286,6 +286,30 @@ fn settings_of_other_objectives() {
     assert!(error.starts_with("`objective.head.layers` in `run.toml` is a setting of"), "{error}");
 }
 
+/// What was misspelled, and all names where they are few or none is near.
+#[test]
+fn names_that_may_have_been_meant() {
+    for (text, meant, listed) in [
+        (
+            "model.arch=swin_tny",
+            ", did you mean `swin_tiny_w7`?\nhint: `esvit info` lists all",
+            false,
+        ),
+        ("model.arch=swin_tiny_w71", ", did you mean `swin_tiny_w7`?", false),
+        ("model.arch=resnet5", ", did you mean `resnet50`?", false),
+        ("model.arch=convnext", "\nhint: choose one of `swin_tiny_w7`,", true),
+        ("objective.name=smclr", ", did you mean `simclr`?\nhint: choose one of `esvit`,", true),
+    ] {
+        let error = resolve(&[text]).unwrap_err().to_string();
+        let name = text.split('=').next_back().unwrap();
+        assert!(error.contains(&format!(" `{name}`")), "{error}");
+        assert!(error.contains(meant), "{error}");
+        assert_eq!(error.contains("choose one of"), listed, "{error}");
+    }
+    let error = recipe_layers("esivt").unwrap_err().to_string();
+    assert!(error.starts_with("there is no recipe `esivt`, did you mean `esvit`?"), "{error}");
+}
+
 #[test]
 fn a_named_architecture_replaces_an_earlier_shape() {
     let recipe = "[model]\narch = 'custom'\nembed_dim = 48\ndepths = [2, 2]\nnum_heads = [2, 4]";
@@ -308,7 +332,7 @@ fn weights_by_name_and_by_number() {
     for nothing in ["view=0.0,region=0.0", "view=-0.1,region=1.0", "view=1.0,region=inf"] {
         let error =
             resolve(&[&format!("objective.weights={{{nothing}}}")]).unwrap_err().to_string();
-        assert!(error.contains("`objective.weights`"), "{nothing}: {error}");
+        assert!(error.contains("`objective.weights"), "{nothing}: {error}");
     }
 }
 

@@ -26,6 +26,15 @@ pub enum FolderError {
         /// The folder.
         path: PathBuf,
     },
+    /// It is a file.
+    #[error(
+        "`{path}` is a file, and a run needs a folder\nhint: name a folder with `--out`",
+        path = path.display()
+    )]
+    NotAFolder {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is to be overwritten but holds a file that no run writes.
     #[error(
         "`{path}` holds `{file}`, which no run has written, so nothing is written or deleted there\n\
@@ -77,9 +86,8 @@ pub enum FolderError {
     },
     /// The system reports an error.
     #[error(
-        "cannot use `{path}` as the run's folder: {source}\n\
-         hint: give yourself the right to write there, or take another folder",
-        path = path.display()
+        "cannot use `{path}` as the run's folder: {source}\nhint: {hint}",
+        path = path.display(), hint = hint(source)
     )]
     Io {
         /// The folder or a file in it.
@@ -90,6 +98,21 @@ pub enum FolderError {
     /// A file in it cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+/// What to do about a folder that cannot be made or written.
+fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "a part of this path is a file: take another folder"
+        }
+        ErrorKind::PermissionDenied => {
+            "give yourself the right to write there, or take another folder"
+        }
+        ErrorKind::StorageFull => "make room there, or take a folder on another disk",
+        _ => "take another folder",
+    }
 }
 
 /// Files that a run and its report write at the top of the folder, event files excepted.
@@ -121,6 +144,7 @@ impl RunFolder {
     /// When it cannot be used.
     pub fn check_free(path: &Path, overwrite: bool) -> Result<(), FolderError> {
         let folder = Self::at(path.into());
+        folder.check_folder()?;
         let is_used = path.exists() && folder.names(path)?.iter().any(|name| name != LOCK);
         match is_used {
             true => match folder.foreign()? {
@@ -139,9 +163,9 @@ impl RunFolder {
     /// When the folder cannot be used.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, FolderError> {
         let mut folder = Self::at(path.into());
+        Self::check_free(path, overwrite)?;
         let mut names = folder.names(path)?;
         names.retain(|name| name != LOCK);
-        Self::check_free(path, overwrite)?;
         folder.io(std::fs::create_dir_all(path))?;
         folder.lock()?;
         if let Some(file) = folder.foreign()? {
@@ -244,6 +268,14 @@ impl RunFolder {
         serde_json::from_str(&text).unwrap_or_default()
     }
 
+    /// Refuses a path at which a file is.
+    fn check_folder(&self) -> Result<(), FolderError> {
+        match self.path.exists() && !self.path.is_dir() {
+            true => Err(FolderError::NotAFolder { path: self.path.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// A file below the folder that no run writes.
     fn foreign(&self) -> Result<Option<String>, FolderError> {
         for name in self.names(&self.path)? {
@@ -289,6 +321,7 @@ impl RunFolder {
     /// When the folder cannot be used.
     pub fn reopen(path: &Path) -> Result<Self, FolderError> {
         let mut folder = Self::at(path.into());
+        folder.check_folder()?;
         folder.io(std::fs::create_dir_all(folder.checkpoints()))?;
         folder.lock()?;
         esvit_files::remove_stale_temporaries(path)?;

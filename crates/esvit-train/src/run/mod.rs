@@ -121,6 +121,8 @@ pub trait Observer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// The run's folder is there, and its own.
+    Folder(&'a Path),
     /// The run starts or continues, with this plan.
     Begin(&'a Plan),
     /// A micro-batch of a step went through the networks.

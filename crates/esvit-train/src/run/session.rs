@@ -77,6 +77,9 @@ impl<'a> Session<'a> {
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
         let Started { learner, first_step, best, newest, moved, from_weights, sums, mut notes } =
             started;
+        if learner.collective.rank() == 0 {
+            observer.notice(&Event::Folder(folder.path()));
+        }
         notes.extend(config.objective.settings().remarks(source.len()));
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
             let steps = steps_within(time.0, &step, loader.steps_per_epoch());

@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use esvit_data::{Policy, ViewsConfig};
+use esvit_data::{Image, InMemory, Policy, ViewsConfig};
 use esvit_nn::backbone::vit::VitConfig;
 use esvit_nn::resize;
 use esvit_testing::{Pair, tiny_vit};
+use esvit_train::Config;
+use esvit_train::memory::with_images;
 use esvit_train::objective::distill::{
     Distill, DistillConfig, DistillLoss, DistillSettings, TeacherNetwork,
 };
-use esvit_train::objective::{ObjectiveSettings, Teacher};
+use esvit_train::objective::{ObjectiveConfig, ObjectiveSettings, Teacher};
 
 use super::*;
 
@@ -356,6 +358,17 @@ fn cached_features_are_those_that_are_computed() {
     let remarks = config.remarks(5);
     // 17 rows of 6 values an image.
     assert!(remarks[1].contains("features of 5 images are cached, in 1 MiB"), "{remarks:?}");
+    // An estimate of memory counts as much of a cache as they fill.
+    config.settings.cache_mb = 7;
+    let run = Config { objective: ObjectiveConfig::Distill(config.clone()), ..Config::default() };
+    let mut five = InMemory::new(Vec::new());
+    for name in ["a", "b", "c", "d", "e"] {
+        five.push(name, None, Image::new(1, 1, vec![0; 3]).unwrap());
+    }
+    let ObjectiveConfig::Distill(judged) = with_images(&run, &five).objective else {
+        panic!("another objective")
+    };
+    assert_eq!(judged.settings.cache_mb, 1);
     config.settings.cache_mb = 0;
     assert!(config.remarks(5)[1].contains("computed every time"));
     config.attach(teacher(16, 500), &super::distill::views()).unwrap();

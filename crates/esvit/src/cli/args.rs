@@ -94,6 +94,12 @@ pub(super) fn newest_or_file() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
+/// The run that a path lies in.
+pub(super) fn run_around(path: &Path) -> Option<&Path> {
+    let run = path.ancestors().skip(1).find(|folder| folder.join("config.toml").is_file())?;
+    Some(if run.as_os_str().is_empty() { Path::new(".") } else { run })
+}
+
 fn newest(run: &RunFolder) -> Result<PathBuf, String> {
     let newest = run.list().map_err(|error| error.to_string())?.into_iter().next();
     let none = || format!("the run `{}` has no checkpoint yet", run.path().display());

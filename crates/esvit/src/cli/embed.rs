@@ -1,17 +1,20 @@
 //! `esvit embed`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use esvit_data::{counted, printable};
+use esvit_files::FileError;
 use esvit_model::PretrainedBackbone;
 use esvit_model::embedding::{
     EmbeddingError, EmbeddingWriter, Format, Job, Progress, is_feature_file,
 };
 use esvit_model::features::{normalize, stream, view_forward};
-
 use serde_json::json;
 
+use super::ending::end_on_signal;
 use super::{BackboneArgs, Exit, Output, check_writable, image_set};
 
 /// Options of `esvit embed`.
@@ -52,8 +55,21 @@ impl Embed {
         if resumed.images > 0 {
             output.note(format!("resuming after {}", counted(resumed.images, "image")));
         }
+        let done = Arc::new(AtomicUsize::new(resumed.images));
+        let (counted_done, total) = (done.clone(), source.len());
+        let part = writer.part().display().to_string();
+        let last_words = move || {
+            let done = counted_done.load(Ordering::Relaxed);
+            format!(
+                "stopped after {done} of {}: the same command goes on after them; they are in `{part}`",
+                counted(total, "image")
+            )
+        };
+        end_on_signal(last_words, output)?;
         let bar = output.bar(source.len());
         bar.set_position(resumed.images as u64);
+        // The images before are not of this session's speed.
+        bar.reset_eta();
         let PretrainedBackbone { network, params, preprocess, .. } = &backbone;
         let batches = stream(
             &*source,
@@ -69,7 +85,9 @@ impl Embed {
                 let width = batch.width();
                 normalize(&mut batch.rows, width);
             }
-            writer.append(&*source, &batch)?;
+            let images = writer.progress().images;
+            writer.append(&*source, &batch).map_err(|error| on_full(error, images))?;
+            done.store(writer.progress().images, Ordering::Relaxed);
             bar.set_position(writer.progress().images as u64);
         }
         bar.finish_and_clear();
@@ -97,5 +115,16 @@ impl Embed {
             names.unwrap_or_default()
         ));
         Ok(Exit::Success)
+    }
+}
+
+/// An error after so many images, with how the command goes on if it is that of a full disk.
+fn on_full(error: EmbeddingError, images: usize) -> Error {
+    match error {
+        EmbeddingError::File(FileError::DiskFull { .. }) => anyhow!(
+            "{error}\nhint: with room on the disk, the same command goes on after {}",
+            counted(images, "image")
+        ),
+        error => error.into(),
     }
 }

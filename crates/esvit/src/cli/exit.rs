@@ -9,7 +9,7 @@ use esvit_train::run::RunError;
 
 /// Exit code of a run that was stopped and has saved its state (`EX_TEMPFAIL`: schedulers may
 /// requeue the job).
-const STOPPED: u8 = 75;
+pub(super) const STOPPED: u8 = 75;
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
 /// Exit code of a command line that makes no sense.

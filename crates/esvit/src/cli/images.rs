@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use esvit_data::{Folder, Image, ImageFiles, Source, SourceError, printable, read_image};
 use esvit_draw::Drawing;
 use esvit_files::write_atomically;
@@ -48,7 +48,8 @@ pub(super) fn open(
         bail!("`{name}` is a folder\nhint: give one folder alone, or image files");
     }
     for path in paths {
-        std::fs::metadata(path).with_context(|| format!("cannot read `{}`", printable(path)))?;
+        let missing = |source| SourceError::Read { path: path.clone(), source };
+        std::fs::metadata(path).map_err(missing)?;
     }
     let files = ImageFiles::new(paths.to_vec(), &limits);
     warn_of_range(&files, backbone, output);

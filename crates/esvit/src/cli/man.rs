@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Command, CommandFactory};
 use esvit_files::write_atomically;
 
+use super::output::make_folder;
 use super::{Cli, Exit, Output, check_writable};
 
 /// Options of `esvit man`.
@@ -28,8 +29,7 @@ impl Man {
         command.build();
         let mut pages = Vec::new();
         collect(&command, "esvit", &mut pages)?;
-        std::fs::create_dir_all(&self.out)
-            .with_context(|| format!("cannot make the folder `{}`", self.out.display()))?;
+        make_folder(&self.out)?;
         let path = |name: &str| self.out.join(format!("{name}.1"));
         for (name, _) in &pages {
             check_writable(&path(name), self.overwrite, &[])?;

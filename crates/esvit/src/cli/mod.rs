@@ -9,7 +9,9 @@ mod completions;
 mod config;
 mod data;
 mod diff;
+mod disk;
 mod embed;
+mod ending;
 mod eval;
 mod exit;
 mod export;
@@ -21,6 +23,7 @@ mod map;
 mod match_images;
 mod neighbors;
 mod output;
+mod parse;
 mod pca;
 mod plan;
 mod pretrain;
@@ -132,7 +135,7 @@ fn note_refused_amx(command: &Command, output: &Output) {
 
 /// Parses the command line and runs the command.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(flags::without_launcher(arguments)) {
+    let cli = match parse::parse::<Cli>(flags::without_launcher(arguments)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come as errors; clap knows which stream each goes to.

@@ -1,6 +1,6 @@
 //! Output: results to stdout, messages to stderr, colors and progress bars only on a terminal.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
 use esvit_model::features::SkippedImage;
 use esvit_train::run::RunFolder;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{FormattedDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use super::progress::{clock, speed};
 
 /// How much the program says, and in what form.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -145,12 +147,14 @@ impl Output {
         }
     }
 
-    /// A progress bar of `len` steps, hidden if bars are not drawn.
+    /// A progress bar of `len` steps with their speed and the time left, hidden if bars are not drawn.
     pub(super) fn bar(&self, len: usize) -> ProgressBar {
-        match self.shows_progress() {
+        let bar = match self.shows_progress() {
             true => self.bars.add(ProgressBar::new(len as u64)),
             false => ProgressBar::hidden(),
-        }
+        };
+        bar.set_style(paced());
+        bar
     }
 
     /// Shows a progress bar of `len` steps during `work`, which calls its argument with the number
@@ -173,6 +177,12 @@ impl Output {
         let bar = self.bar(steps as usize);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar
+    }
+
+    /// The first `parts` of a message beside a bar of steps that fit into its line, each of them whole.
+    pub(super) fn set_parts(&self, bar: &ProgressBar, parts: &[String]) {
+        let columns = console::Term::stderr().size().1;
+        bar.set_message(fitting(parts, usize::from(columns).saturating_sub(width_of(bar))));
     }
 
     /// Warns of images that could not be read.
@@ -237,6 +247,42 @@ pub(super) fn in_words(error: &anyhow::Error) -> String {
     text
 }
 
+/// Columns of a bar of steps without its message.
+fn width_of(bar: &ProgressBar) -> usize {
+    let (done, of) = (bar.position(), bar.length().unwrap_or(0));
+    let elapsed = FormattedDuration(bar.elapsed());
+    format!("{:16} {done}/{of} steps  {elapsed}  ", "").chars().count()
+}
+
+/// The first of some parts that fit into so many columns, with gaps.
+fn fitting(parts: &[String], columns: usize) -> String {
+    let mut line = String::new();
+    for part in parts {
+        let gap = if line.is_empty() { "" } else { "  " };
+        if line.chars().count() + gap.len() + part.chars().count() > columns {
+            break;
+        }
+        line = line + gap + part;
+    }
+    line
+}
+
+/// How a bar shows what is done, how fast, and the time left.
+fn paced() -> ProgressStyle {
+    let template = "{bar:16} {pos}/{len}  {speed}  left {left}";
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("speed", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = write!(text, "{}/s", speed(state.per_sec()));
+    });
+    style.with_key("left", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let _ = match state.per_sec() > 0.0 {
+            true => text.write_str(&clock(state.eta())),
+            false => text.write_str("?"),
+        };
+    })
+}
+
 /// A text without control characters but its line breaks: names of files may hold any.
 fn shown(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
@@ -277,7 +323,57 @@ pub(super) fn check_writable(file: &Path, overwrite: bool, inputs: &[&Path]) -> 
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("there is no folder `{}` to write `{}` into", folder.display(), file.display());
+        let (is_file, folder, file) = (folder.exists(), folder.display(), file.display());
+        if is_file {
+            bail!("`{folder}` is a file, and `{file}` cannot be in it\nhint: choose another name");
+        }
+        bail!(
+            "there is no folder `{folder}` to write `{file}` into\n\
+             hint: make it, or choose another name"
+        );
     }
     Ok(())
+}
+
+/// Makes a folder that results are written into, unless it is there.
+pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        bail!("`{}` is a file\nhint: give the name of a folder", folder.display());
+    }
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder `{}`", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At any width a line ends with a whole part.
+    #[test]
+    fn parts_of_a_line_are_whole() {
+        let parts = ["left 1:35", "loss 3.123", "12 img/s", "teacher entropy 3.21, größe 1"];
+        let parts = parts.map(str::to_owned);
+        let all = parts.join("  ");
+        let mut shown = 0;
+        for columns in 0..all.chars().count() + 5 {
+            let line = fitting(&parts, columns);
+            assert!(line.chars().count() <= columns && all.starts_with(&line), "{line}");
+            let count = parts.iter().filter(|part| line.contains(&**part)).count();
+            assert_eq!(line, parts[..count].join("  "));
+            assert!(count >= shown);
+            shown = count;
+        }
+        assert_eq!(shown, 4);
+        assert_eq!(fitting(&parts, 60 - 43), "left 1:35");
+        assert_eq!(fitting(&parts, 80 - 43), "left 1:35  loss 3.123  12 img/s");
+    }
+
+    #[test]
+    fn a_bar_has_its_width() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(5400);
+        bar.set_position(366);
+        let shown = "################ 366/5400 steps  00:00:00  ";
+        assert_eq!(width_of(&bar), shown.len());
+    }
 }

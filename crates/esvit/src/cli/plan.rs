@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
-use esvit_files::free_bytes;
 use esvit_nn::Solo;
 use esvit_train::run::{
     TIMED, fewer_images, plan, settled, split_statistics, step_time, steps_within,
@@ -15,15 +14,23 @@ use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
 use super::Output;
+use super::disk::Checkpoints;
 use super::progress::clock;
 
 /// Refuses settings that need more memory than there is, unless the user has given an amount.
 pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     let config = settled(config, source, 1);
-    let need = memory::estimate(&config, config.train.micro_batch());
-    let Some(available) = memory::available().filter(|&available| need > available) else {
+    let takes = |config: &Config| memory::estimate(config, config.train.micro_batch());
+    let Some(available) = memory::available().filter(|&available| takes(&config) > available)
+    else {
         return Ok(());
     };
+    // Images are looked at only where it matters how large they are.
+    let config = memory::with_images(&config, source);
+    let need = takes(&config);
+    if need <= available {
+        return Ok(());
+    }
     bail!(
         "the run takes about {} of memory and {} are free\n\
          hint: `--memory {}` cuts its steps so that they fit; {}",
@@ -51,7 +58,7 @@ pub(super) fn fit_memory(
     config.train.batch_size = settled(config, source, 1).train.batch_size;
     let batch = config.train.batch_size;
     fewer_images(of_settings, batch).iter().for_each(|note| output.note(note));
-    let fit = memory::fit(config, given)?;
+    let fit = memory::fit(&memory::with_images(config, source), given)?;
     config.train.micro_batch = Some(fit.micro_batch);
     config.train.activation_checkpointing = fit.activation_checkpointing;
     let activation_checkpointing =
@@ -91,38 +98,23 @@ pub(super) fn show(
         clock(time),
         step.later.as_secs_f64()
     ));
-    let need = memory::estimate(&config, config.train.micro_batch());
+    let judged = memory::with_images(&config, &**source);
+    let need = memory::estimate(&judged, config.train.micro_batch());
     let available = memory::available();
     let free = available
-        .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
+        .map_or_else(String::new, |bytes| format!(" of {} that are free", memory::size(bytes)));
     output.note(format!(
-        "memory: about {:.1} GB{free}, with micro-batches of {}",
-        need / 1e9,
+        "memory: about {}{free}, with micro-batches of {}",
+        memory::size(need),
         counted(config.train.micro_batch(), "image")
     ));
     if let Some(warning) = split_statistics(&config, 1) {
         output.warning(warning);
     }
-    let checkpoint = memory::checkpoint_bytes(&config);
-    // The kept ones and the one being written; the best one is a file of its own once they are gone.
-    let recent = config.checkpoint.keep_last + 1;
-    let checkpoints = recent + 1;
-    let free_disk = free_bytes(out);
-    let free = free_disk
-        .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
-    output.note(format!(
-        "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
-        counted(recent, "checkpoint"),
-        checkpoint / 1e6,
-        out.display()
-    ));
-    let disk = checkpoint * checkpoints as f64;
-    if free_disk.is_some_and(|free| disk > free as f64) {
-        output.warning(format!(
-            "the checkpoints take up to {:.1} GB, more than is free\n\
-             hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
-            disk / 1e9
-        ));
+    let checkpoints = Checkpoints::of(&config, plan.run(), out);
+    output.note(checkpoints.describe(out));
+    if let Some(warning) = checkpoints.warning(out) {
+        output.warning(warning);
     }
     Ok(json!({
         "images": plan.images,
@@ -136,9 +128,9 @@ pub(super) fn show(
         "seconds_per_step": step.later.as_secs_f64(),
         "memory_bytes": need,
         "available_memory_bytes": available,
-        "checkpoint_bytes": checkpoint,
-        "checkpoints": checkpoints,
-        "free_disk_bytes": free_disk,
+        "checkpoint_bytes": checkpoints.bytes,
+        "checkpoints": checkpoints.files(),
+        "free_disk_bytes": checkpoints.free,
     }))
 }
 

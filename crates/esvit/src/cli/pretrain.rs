@@ -22,7 +22,7 @@ use esvit_train::run::{
 };
 use serde_json::json;
 
-use super::args::{newest_or_file, run_or_file};
+use super::args::{newest_or_file, run_around, run_or_file};
 use super::flags::ScriptOptions;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
@@ -30,7 +30,7 @@ use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
 use super::signals::stop_on_signal;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
-use super::{plan, teacher};
+use super::{disk, plan, teacher};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
@@ -187,9 +187,12 @@ impl How {
 impl Resume {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if !self.run.join("config.toml").is_file() {
+            let hint = match run_around(&self.run) {
+                Some(run) => format!("name the run itself: `{} resume {}`", program(), quoted(run)),
+                None => "name the folder that `--out` named; without it, runs are in `runs`".into(),
+            };
             bail!(
-                "there is no run in `{}`, which would have a `config.toml`\n\
-                 hint: name the folder that `--out` named; without it, runs are in `runs`",
+                "there is no run in `{}`, which would have a `config.toml`\nhint: {hint}",
                 self.run.display()
             );
         }
@@ -197,9 +200,19 @@ impl Resume {
     }
 }
 
-/// Parses a size such as `8G`, `6.5GB` or `800MiB` into bytes.
+/// Parses a size such as `8G`, `6.5GB` or `800MiB` into bytes. One without a unit is refused: `8` is seldom meant
+/// to be bytes.
 fn bytes(text: &str) -> Result<f64, String> {
-    let lower = text.to_ascii_lowercase();
+    let lower = text.trim().to_ascii_lowercase();
+    match lower.parse::<f64>() {
+        Ok(few) if (0.0..1e6).contains(&few) && few != 0.0 => {
+            return Err(format!("a size has a unit: write `{lower}G` or `{lower}M`"));
+        }
+        Ok(bytes) if bytes.is_finite() && bytes >= 1e6 => {
+            return Err(format!("a size has a unit: write `{lower}B`"));
+        }
+        _ => {}
+    }
     let number = lower.trim_end_matches('b');
     let (number, base) = match number.strip_suffix('i') {
         Some(number) => (number, 1024.0_f64),
@@ -239,8 +252,8 @@ impl How {
         overwrite: bool,
         output: &Output,
     ) -> Result<Exit> {
-        output.note(format!("run folder `{}`", out.display()));
         let prepared = Prepared::new(config, out, &start, self.memory, output)?;
+        disk::warn_of(&prepared.config, &prepared.source, out, output)?;
         let stop = Arc::new(AtomicBool::new(false));
         stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
@@ -555,12 +568,18 @@ mod tests {
             ("3Ki", 3072.0),
             ("3k", 3e3),
             ("2T", 2e12),
-            ("1000", 1e3),
+            ("1000B", 1e3),
+            ("8e9b", 8e9),
         ] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "G", "0", "0G", "-8G", "nanG", "infG", "8X", "8 G 1"] {
-            assert!(bytes(text).is_err(), "{text}");
+        for text in ["", "G", "0", "0G", "-8G", "nanG", "infG", "8X", "8 G 1", "-8", "inf"] {
+            let error = bytes(text).unwrap_err();
+            assert_eq!(error, "a size such as `8G` or `800M` is needed", "{text}");
+        }
+        for (text, form) in [("8", "`8G` or `8M`"), (" 6.5", "`6.5G` or `6.5M`"), ("8e9", "`8e9B`")]
+        {
+            assert_eq!(bytes(text), Err(format!("a size has a unit: write {form}")));
         }
     }
 }

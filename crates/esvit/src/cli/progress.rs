@@ -21,7 +21,7 @@ pub(super) struct Progress<'a> {
     lines: (Instant, usize),
     loss: Option<f32>,
     /// What the live line says of the last figures.
-    figures: String,
+    figures: Vec<String>,
 }
 
 /// How fast a run goes.
@@ -57,7 +57,7 @@ impl<'a> Progress<'a> {
             pace: Pace { began: now, first: 0, total: 0, done: 0.0 },
             lines: (now, 0),
             loss: None,
-            figures: String::new(),
+            figures: Vec::new(),
         }
     }
 
@@ -75,11 +75,14 @@ impl<'a> Progress<'a> {
     /// Updates the live line.
     fn show(&self, parts: Option<(usize, usize)>) {
         let parts = parts.filter(|(_, of)| *of > 1);
-        let parts = parts.map_or_else(String::new, |(done, of)| format!("part {done}/{of}  "));
-        let loss = self.loss.map_or_else(String::new, |loss| format!("loss {loss:.3}"));
+        let parts = parts.map(|(done, of)| format!("part {done}/{of}"));
+        let left = format!("left {}", self.pace.left_in_words());
+        let loss = self.loss.map(|loss| format!("loss {loss:.3}"));
+        let figures = self.figures.iter().cloned();
+        let message: Vec<String> =
+            parts.into_iter().chain([left]).chain(loss).chain(figures).collect();
         self.bar.set_position(self.pace.done as u64);
-        let left = self.pace.left_in_words();
-        self.bar.set_message(format!("{parts}left {left}  {loss}{}", self.figures));
+        self.output.set_parts(&self.bar, &message);
     }
 }
 
@@ -100,13 +103,13 @@ fn details(metrics: &StepMetrics) -> String {
 }
 
 /// What the live line says besides the loss: how fast it is, and the teacher's health.
-fn live(metrics: &StepMetrics) -> String {
-    let health = metrics.summary.as_ref().map(|summary| format!("  {summary}"));
-    format!("  {} img/s{}", speed(metrics.img_per_s), health.unwrap_or_default())
+fn live(metrics: &StepMetrics) -> Vec<String> {
+    let speed = format!("{} img/s", speed(metrics.img_per_s));
+    [speed].into_iter().chain(metrics.summary.clone()).collect()
 }
 
 /// A speed with two digits at least.
-fn speed(per_second: f64) -> String {
+pub(super) fn speed(per_second: f64) -> String {
     match per_second {
         slow if slow < 1.0 => format!("{slow:.2}"),
         slow if slow < 10.0 => format!("{slow:.1}"),
@@ -128,6 +131,7 @@ pub(super) fn clock(time: Duration) -> String {
 impl Observer for Progress<'_> {
     fn notice(&mut self, event: &Event<'_>) {
         match event {
+            Event::Folder(path) => self.output.note(format!("run folder `{}`", path.display())),
             Event::Begin(plan) => {
                 self.output.note(plan);
                 self.bar = self.output.steps_bar(plan.total_steps);
@@ -260,6 +264,7 @@ mod tests {
             "epoch 3  loss 5.5000 (view 4.250, region 6.750)  lr 1.00e-3  8.0 img/s  data wait 25 %  \
              teacher entropy 1.00"
         );
+        assert_eq!(live(&metrics), ["8.0 img/s", "teacher entropy 1.00"]);
         let objective = [("view_loss", 4.25)].into_iter().collect();
         let alone = StepMetrics { objective, summary: None, ..metrics };
         assert!(details(&alone).starts_with("epoch 3  loss 5.5000  lr"));

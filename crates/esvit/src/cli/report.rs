@@ -8,6 +8,8 @@ use esvit_eval::report::{self, ReportError};
 use esvit_nn::Device;
 use serde_json::json;
 
+use super::args::run_around;
+use super::shell::{program, quoted};
 use super::{Exit, Output};
 
 /// Options of `esvit report`.
@@ -29,6 +31,12 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         let hint = |error| match (error, &self.out) {
+            (error @ ReportError::NotARun(_), _) if run_around(&self.run).is_some() => {
+                let run = run_around(&self.run).unwrap_or(&self.run);
+                let named =
+                    format!("hint: name the run itself: `{} report {}`", program(), quoted(run));
+                anyhow!("{}\n{named}", error.to_string().lines().next().unwrap_or_default())
+            }
             (ReportError::File(error), None) => {
                 let error = anyhow::Error::from(error);
                 anyhow!("{error:#}\nhint: `--out FILE` writes it elsewhere")

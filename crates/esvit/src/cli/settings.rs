@@ -130,7 +130,8 @@ fn choose(
     data: Option<Folders>,
     output: &Output,
 ) -> Result<Layer> {
-    let mut config = Config::resolve(given.to_vec())?;
+    // What they are judged beside is still to be chosen.
+    let mut config = Config::resolve_alone(given.to_vec())?;
     config.data.path = data.or(config.data.path);
     let source = preview::source(&config)?;
     preview::choose_range(&mut config, &*source);
@@ -155,6 +156,7 @@ pub(super) fn chosen_layers(
     data: Option<Folders>,
     output: &Output,
 ) -> Result<Vec<Layer>> {
+    let chooser = if weights.is_some() { chooser.with_weights() } else { *chooser };
     let is_given = given.iter().any(|layer| layer.table.contains_key("model"));
     let mut under = match weights.filter(|_| !is_given) {
         Some((path, key)) => network_of_weights(path, key, output)?,
@@ -164,7 +166,7 @@ pub(super) fn chosen_layers(
         under.extend(recipe_layers(chooser.name())?);
     }
     given.splice(0..0, under.clone());
-    let choice = choose(chooser, &given, data, output)?;
+    let choice = choose(&chooser, &given, data, output)?;
     Ok([choice].into_iter().chain(under).collect())
 }
 
@@ -260,9 +262,11 @@ impl Settings {
         self.given.data.extend(script.data.clone());
         if let Some(file) = &script.architecture {
             let Some(arch) = flags::architecture(self.given.arch.as_deref(), file) else {
+                let is_missing = if file.exists() { "" } else { ", and there is no such file" };
                 return Err(Usage(format!(
-                    "`--cfg {}` does not name an architecture of this program\n\
-                     hint: choose one with `--arch` (`esvit info` lists them)",
+                    "`--cfg {}` does not name an architecture of this program{is_missing}\n\
+                     hint: the name of the file is what tells it, as in `swin_tiny_patch4_window7_224.yaml`; \
+                     or choose one with `--arch` (`esvit info` lists them)",
                     file.display()
                 ))
                 .into());

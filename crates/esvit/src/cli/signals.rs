@@ -61,7 +61,7 @@ fn answer(first: &mut Option<Instant>, is_interrupt: bool, now: Instant) -> Answ
 
 /// Calls `handle` at every signal, on a thread of its own, with whether it is an interrupt.
 #[cfg(unix)]
-fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> {
+pub(super) fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 
     let asks = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
@@ -74,7 +74,7 @@ fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> 
 
 /// Calls `handle` at every signal, on a thread of its own, with whether it is an interrupt.
 #[cfg(not(unix))]
-fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> {
+pub(super) fn listen(mut handle: impl FnMut(bool) + Send + 'static) -> std::io::Result<()> {
     ctrlc::set_handler(move || handle(true)).map_err(std::io::Error::other)
 }
 

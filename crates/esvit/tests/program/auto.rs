@@ -15,7 +15,8 @@ fn a_folder_is_enough() {
         "recipe `auto`, for 40 images of about ",
         "network     a Swin of two stages, views of 32 pixels",
         "batch       5 images a step: an eighth of the images",
-        "few images (40)",
+        "few images (40): a published network, such as those of huggingface.co/timm,",
+        "`--recipe adapt --init-from FILE` to go on from it",
         "step 0  the other crop of an image is found in",
         "among 40 images",
         "% before training",
@@ -74,6 +75,9 @@ fn what_cannot_be_chosen_is_said() {
     place.write("broken/a.png", "no image");
     place.run("pretrain --data broken").expect(1).says(&["broken/a.png"]);
     good(&place, "photos", 9);
+    // In the numbers of this run, and not in those of the defaults.
+    let wrong = place.run("pretrain --data photos train.micro_batch=7 --dry-run").expect(2);
+    wrong.says(&["`train.micro_batch` is 7: it must divide `train.batch_size`, which is 1"]);
     let unknown = place.run("pretrain --data photos --recipe autom").expect(2);
     unknown.says(&["there is no recipe `autom`", "`auto`"]);
     assert!(!place.path("runs").exists(), "no run was begun");

@@ -37,10 +37,18 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     // The first checkpoint has 200 kB, those with an optimizer's moments 370 kB.
     let line = format!("pretrain --out disk/run {TINY} checkpoint.every=10steps");
     let ended = place.run(&line).expect(1).says(&[
-        "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors`",
+        // Four at a time, before the first step.
+        "warning: the checkpoints take up to 1.",
+        " MB, and `disk/run` has room for",
+        "the disk is full: `disk/run/checkpoints/epoch=0000-step=00000020.safetensors` needs ",
         "has room for",
         "resume disk/run` goes on after step 10",
     ]);
+    // The whole of it, and not what was written of it.
+    let need = ended.stderr.split_once("safetensors` needs ").unwrap().1;
+    let need: f64 = need.split_once(" kB").unwrap().0.parse().unwrap();
+    let length = std::fs::metadata(place.folder("disk/run").checkpoint(10)).unwrap().len() as f64;
+    assert!((need * 1e3 / length - 1.0).abs() < 0.01, "{need} kB of {length}");
     assert_eq!(ended.stderr.matches("error:").count(), 1, "{ended}");
     let run = place.folder("disk/run");
     assert_eq!(run.steps(), [0, 10], "{ended}");

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::images::{good, labeled};
 use crate::place::{Ended, Folder, Place, Running, TINY};
 
 /// 400 steps with a checkpoint after every one.
@@ -216,4 +217,57 @@ fn a_cut_checkpoint_is_passed_over() {
     assert!(std::fs::read(newest).unwrap() == bytes);
     let steps: Vec<u64> = run.losses().iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, (1..=50).collect::<Vec<_>>());
+}
+
+/// Lines of a file so far.
+fn lines(place: &Place, name: &str) -> usize {
+    std::fs::read_to_string(place.path(name)).map_or(0, |text| text.lines().count())
+}
+
+/// What is done is kept, and said to be.
+#[test]
+fn features_go_on_after_a_signal() {
+    let place = Place::with_a_run();
+    good(&place, "few", 30);
+    let few: Vec<_> = place.files("run").into_keys().collect();
+    std::fs::create_dir(place.path("many")).unwrap();
+    for number in 0..3000 {
+        let image = &few[number % few.len()];
+        let extension = image.extension().unwrap().to_str().unwrap();
+        let name = format!("many/{number:04}.{extension}");
+        std::fs::hard_link(image, place.path(&name)).unwrap();
+    }
+    let line = "embed -c run -d many --out f.npy --threads 1";
+    let (log, part) = (".f.npy.esvit-log", ".f.npy.esvit-part");
+    for signal in ["INT", "TERM"] {
+        // One line is about the job, and one comes with every batch.
+        let before = lines(&place, log).max(1);
+        let mut running = place.start(line);
+        running.wait_until(|| lines(&place, log) > before);
+        running.signal(&[signal]);
+        let ended = running.wait().expect(75).says(&[
+            "stopped after ",
+            " of 3000 images: the same command goes on after them; they are in `.f.npy.esvit-part`",
+        ]);
+        assert!(place.path(part).exists() && !place.path("f.npy").exists(), "{ended}");
+    }
+    place.well(line).says(&["resuming after ", "3000 features of 32 values in `f.npy`"]);
+    assert!(!place.path(part).exists() && !place.path(log).exists());
+    place.well(&line.replace("f.npy", "g.npy"));
+    let [stopped, whole] = ["f.npy", "g.npy"].map(|name| std::fs::read(place.path(name)).unwrap());
+    assert!(stopped == whole);
+}
+
+#[test]
+fn results_of_sets_are_kept_after_a_signal() {
+    let place = Place::with_a_run();
+    labeled(&place, "small", 6);
+    labeled(&place, "large", 500);
+    let mut running =
+        place.start("eval transfer -c run --solver logistic --n 2 --sets small large --threads 1");
+    running.wait_until(|| lines(&place, "transfer.jsonl") > 0);
+    running.signal(&["TERM"]);
+    let said = "stopped: the results of the sets that are done are in `transfer.jsonl`";
+    running.wait().expect(75).says(&[said]);
+    assert_eq!(lines(&place, "transfer.jsonl"), 1);
 }

@@ -66,11 +66,29 @@ fn settings_that_make_no_sense() {
     refuses(&place, &line("--config settings.toml"), &["`optim.learning_rate` in `settings.toml`"]);
     refuses(&place, &line("--config typo.toml"), &["invalid TOML in `typo.toml`"]);
     refuses(&place, &line("--config nothing.toml"), &["`nothing.toml`", "No such file"]);
-    refuses(&place, &line("train.epochs=many"), &["bad value for `train.epochs`", "\"many\""]);
+    refuses(&place, &line("train.epochs=many"), &["bad value for `train.epochs`", "`many` is"]);
     refuses(&place, &line("train.epochs=0"), &["`train.epochs` is 0"]);
-    refuses(&place, &line("optim.name=adam"), &["`optim.name`", "adamw"]);
+    // Options are settings, and refuse in the same words.
+    let whole = "is not a whole number of at least 0";
+    let seed = ["bad value for `seed` on the command line: `x`", whole];
+    refuses(&place, "pretrain --out new --seed x", &seed);
+    let sizes = ["`views.local_sizes`", "`95` is not a list of whole numbers, such as `[96]`"];
+    refuses(&place, &line("views.local_sizes=95"), &sizes);
+    let negative = ["`optim.lr` is -1: it must not be negative"];
+    refuses(&place, "pretrain --out new --recipe materials --lr -1", &negative);
+    let nan = ["`optim.lr` on the command line: `NaN` is not a finite number"];
+    refuses(&place, "pretrain --out new --recipe materials --lr nan", &nan);
+    refuses(&place, "pretrain --out new train.time=5", &["`5` is no time: write `45m`"]);
+    refuses(&place, &line("--workers -1"), &["'--workers <N>': it must not be negative"]);
+    refuses(&place, &line("--threads 0"), &["'--threads <N>': it must be from 1 to 1024"]);
+    refuses(&place, &line("optim.name=adam"), &["`optim.name`", "did you mean `adamw`?"]);
     refuses(&place, "pretrain --out new --recipe nothing", &["no recipe `nothing`", "`materials`"]);
     refuses(&place, &line("--arch swin_huge"), &["no architecture `swin_huge`", "`swin_tiny_w7`"]);
+    let tiny =
+        ["no architecture `swin_tny`, did you mean `swin_tiny_w7`?\nhint: `esvit info` lists"];
+    refuses(&place, &line("--arch swin_tny"), &tiny);
+    let esvit = ["no recipe `esivt`, did you mean `esvit`?\nhint: choose one of"];
+    refuses(&place, "pretrain --out new --recipe esivt", &esvit);
     refuses(&place, &line("model.num_heads=[3,3]"), &["num_heads"]);
     place.run("pretrain --nonsense").expect(2).says(&["--nonsense"]);
     // What was meant.
@@ -82,7 +100,11 @@ fn settings_that_make_no_sense() {
         "pretrain --epochs 3 --steps 5",
         &["`train.epochs` and `train.steps` are both"],
     );
-    refuses(&place, "pretrain --data photos --cfg cvt_v4_s1.yaml", &["`--cfg cvt_v4_s1.yaml`"]);
+    refuses(
+        &place,
+        "pretrain --data photos --cfg cvt_v4_s1.yaml",
+        &["`--cfg cvt_v4_s1.yaml`", "and there is no such file"],
+    );
     let twice = ["`train.epochs` is given twice: 2 by its option and 3 as a setting"];
     refuses(&place, &line("--epochs 2"), &twice);
     // The recipe has given the other one of two that do not go together.

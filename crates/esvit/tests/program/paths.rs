@@ -59,7 +59,12 @@ fn weights_decide_the_network() {
     let place = Place::with_a_run();
     good(&place, "set", 20);
     let ended = place.well("pretrain -d set --init-from run --out next --steps 2");
-    ended.says(&["the network is that of `run/", "`head`, `head_dense` start anew"]);
+    let ended = ended.says(&[
+        "the network is that of `run/",
+        "`head`, `head_dense` start anew",
+        "the rate of `auto` leads away from good ones: `--recipe adapt` goes on at a fifth of it",
+    ]);
+    assert!(!ended.stderr.contains("few images"), "it has a network to go on from\n{ended}");
     let next = Checkpoint::open(&place.folder("next").newest()).unwrap();
     let config = next.run().unwrap().config.clone();
     assert!(config.contains("embed_dim = 16") && config.contains("out_dim = 1024"), "{config}");
@@ -101,6 +106,45 @@ fn what_is_read_and_what_a_run_wrote_stays() {
     // Files beside those of a run are one's own.
     place.well("embed -c run -d set --out run/features.npy");
     place.well("embed -c run -d set --out run/features.npy --overwrite");
+}
+
+/// What is at a path, and what to do about it.
+#[test]
+fn a_wrong_path_is_told_for_what_it_is() {
+    let place = Place::with_a_run();
+    good(&place, "photos", 2);
+    let photo = "photos/good-00.jpg";
+    let is_file =
+        |what: &str| format!("`{photo}` is a file, and a {what} needs a folder\nhint: name");
+    let around = |command: &str| format!("esvit {command} run`");
+    for (line, code, said) in [
+        ("attend photos -c run", 1, "`photos`: it is a folder\nhint: name an image file in it"),
+        ("match photos -c run", 1, "`photos`: it is a folder\nhint: name an image file in it"),
+        ("attend none.png -c run", 1, "(os error 2)\nhint: check the path"),
+        ("pca none.png -c run", 1, "cannot read `none.png`"),
+        (&*format!("pretrain --out {photo} {TINY}"), 1, &*is_file("run")),
+        (&*format!("pretrain --out {photo}/run {TINY}"), 1, "a part of this path is a file"),
+        (
+            &*format!("compare --out {photo} --recipe materials --steps 1 --run a"),
+            1,
+            &*is_file("comparison"),
+        ),
+        ("pretrain --config photos --out new", 2, "hint: it is a folder: name the file"),
+        ("info none.safetensors", 1, "hint: check the path"),
+        ("embed -c photos --out f.npy", 1, "it is a folder\nhint: name the file of weights"),
+        (&*format!("embed -c run --out {photo}/f.npy"), 1, "is a file, and `photos/good-00.jpg/f"),
+        ("embed -c run --out nowhere/f.npy", 1, "hint: make it, or choose another name"),
+        ("resume run/checkpoints", 1, &*around("resume")),
+        ("report run/checkpoints", 1, &*around("report")),
+        (&*format!("man --out {photo}"), 1, "is a file\nhint: give the name of a folder"),
+        (&*format!("eval linear -c run --dump {photo}"), 1, "`--dump` takes the name of a folder"),
+        ("eval transfer -c run --sets photos --out photos", 1, "`photos` is a folder\nhint: "),
+        ("eval knn --features nowhere", 1, "there is no folder `nowhere`\nhint: name one that"),
+        ("verify nowhere", 1, "hint: name a case, or a folder of cases"),
+    ] {
+        place.run(line).expect(code).says(&[said]);
+    }
+    assert!(!place.path("f.npy").exists() && !place.path("new").exists());
 }
 
 #[cfg(target_os = "linux")]

@@ -114,6 +114,8 @@ fn memory_cuts_a_step_into_parts_that_fit() {
     for wrong in ["0G", "-1G", "8X", "G", "infG", ""] {
         place.run(&format!("{line} --memory={wrong}")).expect(2).says(&["a size such as `8G`"]);
     }
+    let alone = ["'--memory <SIZE>': a size has a unit: write `8G` or `8M`"];
+    place.run(&format!("{line} --memory 8")).expect(2).says(&alone);
     // What is named is a setting of the objective.
     let of_moco = place.run("pretrain --objective mocov3 --arch vit_micro --memory 1K").expect(1);
     let of_moco = of_moco.says(&["and 1 kB were given", "`train.batch_size`"]).stderr;
@@ -143,6 +145,14 @@ fn memory_is_judged_by_the_images_there_are() {
     );
     let stored = place.settings("resume run").train;
     assert_eq!((stored.batch_size, stored.micro_batch), (3, Some(3)));
+    // A cache takes no more than the images fill.
+    let line = format!("pretrain --data few {TINY} data.cache_mb=4000 --memory");
+    let fitted = place.settings(&format!("{line} 400M"));
+    assert_eq!((fitted.train.micro_batch, fitted.data.cache_mb), (Some(3), 4000));
+    let refused = place.run(&format!("{line} 1M --out refused")).expect(1).stderr;
+    let need = refused.split_once("one image at a time takes about ").unwrap().1;
+    let need: f64 = need.split_once(" MB").unwrap().0.parse().unwrap();
+    assert!(need < 300.0, "{refused}");
 }
 
 #[test]
@@ -166,10 +176,20 @@ fn a_run_without_a_folder_is_numbered_and_the_newest_goes_on() {
     assert_eq!(steps, [vec![0, 25], vec![0, 25, 50]]);
     // The settings of a run that goes on are its own.
     assert_eq!(place.settings("pretrain --resume").train.epochs, Some(2));
-    let next = place.run(&format!("pretrain {TINY} --data nowhere")).expect(1);
-    next.says(&["run folder `runs/materials-3`", "there is no folder `nowhere`"]);
-    let published = place.run("pretrain --recipe esvit --data nowhere").expect(1);
-    published.says(&["run folder `runs/esvit-1`"]);
+    let next = |line: &str| place.well(&format!("{line} --dry-run --json --quiet")).json();
+    assert_eq!(next(&format!("pretrain {TINY}"))["run"], "runs/materials-3");
+    assert_eq!(next("pretrain --recipe esvit --data nowhere")["run"], "runs/esvit-1");
+    // A folder that is not made is not told of.
+    good(&place, "unlabeled", 2);
+    for (line, said) in [
+        (&*format!("{TINY} --data nowhere"), "there is no folder `nowhere`"),
+        (&*format!("{TINY} --data_path nowhere --output_dir X"), "there is no folder `nowhere`"),
+        ("--data unlabeled --objective supervised --arch swin_micro", "needs labeled images"),
+    ] {
+        let ended = place.run(&format!("pretrain {line}")).expect(1).says(&[said]);
+        assert!(!ended.stderr.contains("run folder"), "{ended}");
+    }
+    assert!(!place.path("X").exists() && !place.path("runs/materials-3").exists());
     place.run("pretrain --data nowhere").expect(1).says(&["there is no folder `nowhere`"]);
 }
 

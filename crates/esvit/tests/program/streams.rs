@@ -41,8 +41,8 @@ fn a_cause_is_told_once() {
     let checkpoint = "run/checkpoints/epoch=0001-step=00000025.safetensors";
     // One message ends in its cause, the other does not.
     for (line, code) in [
-        ("pretrain --config nothing.toml", 2),
         (&*format!("attend none.png --checkpoint {checkpoint}"), 1),
+        ("report run --out nowhere/page.html", 1),
     ] {
         let ended = place.run(line).expect(code);
         assert_eq!(ended.stderr.matches("No such file").count(), 1, "{ended}");

@@ -117,6 +117,14 @@ impl DistillConfig {
         (self.settings.cache_mb > 0).then(|| rows * attached.network.width() * size_of::<f32>())
     }
 
+    /// Lowers the cache to what the features of so many images fill.
+    pub(crate) fn limit_cache(&mut self, images: usize) {
+        if let Some(bytes) = self.cached_bytes() {
+            let all = bytes.saturating_mul(images).div_ceil(1 << 20);
+            self.settings.cache_mb = self.settings.cache_mb.min(all);
+        }
+    }
+
     /// Most bytes that the cache may take, 0 without one.
     pub(super) fn cache_bytes(&self) -> usize {
         self.cached_bytes().map_or(0, |_| self.settings.cache_mb << 20)

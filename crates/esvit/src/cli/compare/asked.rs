@@ -10,6 +10,7 @@ use esvit_train::variants::{Asked, Beginning, Variant, Weights, read};
 
 use super::{Seeds, Usage};
 use crate::cli::args::{run_or_file, weights_of};
+use crate::cli::parse::parse;
 use crate::cli::settings::{Settings, has_images, in_settings, recipe_of};
 use crate::cli::shell::words;
 
@@ -84,7 +85,7 @@ fn variant(text: &str) -> Result<Variant> {
         return Err(refuse(hint).into());
     }
     let options = words(options).ok_or_else(|| refuse("a quote is not closed"))?;
-    let options = Options::try_parse_from(options).map_err(|error| {
+    let options = parse::<Options>(options).map_err(|error| {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         refuse(&format!(

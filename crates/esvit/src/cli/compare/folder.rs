@@ -86,6 +86,12 @@ impl Folder {
 
     /// Tells whether a new comparison may have the folder: it is empty or not there.
     pub(super) fn check_free(&self) -> Result<()> {
+        if self.0.exists() && !self.0.is_dir() {
+            bail!(
+                "`{}` is a file, and a comparison needs a folder\nhint: name a folder with `--out`",
+                self.0.display()
+            );
+        }
         let entries = match std::fs::read_dir(&self.0) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             entries => entries.with_context(|| format!("cannot use `{}`", self.0.display()))?,

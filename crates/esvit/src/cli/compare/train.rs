@@ -19,7 +19,7 @@ use super::memory::forget_peak;
 use crate::cli::pretrain::{Prepared, newest};
 use crate::cli::progress::Progress;
 use crate::cli::signals::stop_on_signal;
-use crate::cli::{Output, teacher};
+use crate::cli::{Output, disk, teacher};
 
 /// Asks to stop: the run at hand alone, or with it all that come after it.
 pub(super) struct Stop {
@@ -119,8 +119,8 @@ impl<'a> Runs<'a> {
         let is_peak_own = self.forget_peak();
         let (mut config, start) = self.beginning(run, &folder)?;
         teacher::attach(&mut config, self.output)?;
-        self.output.note(format!("run folder `{}`", folder.display()));
         let prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
+        disk::warn_of(&prepared.config, &prepared.source, &folder, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
         let overwrite = matches!(start, Start::ContinueFrom(_) | Start::InitFrom { .. });
         let mut next = (overwrite, start);

@@ -224,7 +224,10 @@ impl<'a> Progress<'a> {
                     self.output.note(format!("step {step}/{steps}  {metrics}"));
                     self.last_note = Instant::now();
                 }
-                self.bar.set_message(format!("left {}  {metrics}", clock(self.bar.eta())));
+                let left = format!("left {}", clock(self.bar.eta()));
+                let parts: Vec<String> =
+                    [left].into_iter().chain(metrics.split("  ").map(str::to_owned)).collect();
+                self.output.set_parts(&self.bar, &parts);
             }
             Event::Epoch(EpochResult { epoch, loss, lr, accuracy }) => {
                 let ClassAccuracy { top1, top5, .. } = accuracy;

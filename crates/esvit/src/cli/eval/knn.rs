@@ -62,6 +62,14 @@ impl Knn {
         }
         let measured = match (self.features, self.checkpoint) {
             (Some(folder), _) => {
+                if !folder.is_dir() {
+                    bail!(
+                        "there is no folder `{}`\n\
+                         hint: name one that `esvit eval linear --dump FOLDER` has written, or that has these \
+                         files of another program",
+                        folder.display()
+                    );
+                }
                 let StoredResults { accuracies, images } = output
                     .with_bar(stored_rows(&folder)?, |done| {
                         stored_accuracy(&folder, &self.k, self.temperature, done)

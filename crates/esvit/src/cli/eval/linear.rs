@@ -109,6 +109,9 @@ impl Linear {
 
     fn check_dump(&self) -> Result<()> {
         let Some(folder) = &self.dump else { return Ok(()) };
+        if folder.exists() && !folder.is_dir() {
+            bail!("`{}` is a file\nhint: `--dump` takes the name of a folder", folder.display());
+        }
         let file = folder.join("train_features.npy");
         if file.exists() {
             bail!("`{}` already exists\nhint: choose another folder", file.display());

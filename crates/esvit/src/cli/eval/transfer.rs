@@ -16,6 +16,8 @@ use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_learned, warn_unsaved};
 use crate::cli::args::{limits_of, warn_of_range};
+use crate::cli::ending::end_on_signal;
+use crate::cli::output::make_folder;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
 
 /// Options of `esvit eval transfer`.
@@ -81,6 +83,9 @@ struct Failed {
 
 impl Transfer {
     pub(in crate::cli) fn run(self, output: &Output) -> Result<Exit> {
+        if self.out.is_dir() {
+            bail!("`{}` is a folder\nhint: give the name of a file in it", self.out.display());
+        }
         let own = self.candidate(self.backbone.open(output)?)?;
         let open = |path| {
             let network = NetworkArgs::default().with_key(self.against_key.clone());
@@ -91,10 +96,16 @@ impl Transfer {
             self.candidate(network.open(path, output).map_err(named)?)
         };
         let other = self.against.as_deref().map(open).transpose()?;
-        if let Some(folder) = self.out.parent() {
-            std::fs::create_dir_all(folder)?;
+        if let Some(folder) = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            make_folder(folder)?;
         }
         let mut results = Results::open(&self.out)?;
+        let last_words = format!(
+            "stopped: the results of the sets that are done are in `{}`, and the same command goes on with \
+             the others",
+            self.out.display()
+        );
+        end_on_signal(move || last_words.clone(), output)?;
         let (mut rows, mut failed) = (Vec::new(), Vec::new());
         for set in &self.sets {
             match self.row(set, &own, other.as_ref(), &mut results, output) {
