@@ -3,6 +3,7 @@
 use image::{ImageBuffer, ImageFormat, Luma};
 
 use crate::images::{encoded, good, textured, unusable, usable};
+use crate::maps::drawn;
 use crate::place::{Place, TINY};
 
 #[test]
@@ -69,6 +70,13 @@ fn scans_that_a_network_sees_as_black_are_pointed_out() {
     {
         let ended = place.well(line);
         assert!(!ended.stderr.contains("uint16"), "{}", ended.stderr);
+    }
+    // And they are drawn so: with the whole range they are black.
+    for (line, name) in [("neighbors --k 2", "neighbors.png"), ("map", "map.png")] {
+        place.well(&format!("{line} --data scans --checkpoint own --overwrite --out {name}"));
+        let drawing = drawn(&place, name);
+        let black = drawing.pixels().filter(|pixel| pixel.0 == [0; 3]).count();
+        assert!(black * 500 < drawing.pixels().count(), "{name}: {black} pixels are black");
     }
 }
 

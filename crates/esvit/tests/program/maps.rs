@@ -8,7 +8,7 @@ use crate::place::Place;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 
-fn drawn(place: &Place, name: &str) -> RgbImage {
+pub(crate) fn drawn(place: &Place, name: &str) -> RgbImage {
     image::open(place.path(name)).unwrap().to_rgb8()
 }
 
