@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted, printable};
+use esvit_data::{
+    BackgroundSetting, Folders, Preprocess, RangeSetting, Source, counted, printable,
+};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
@@ -284,13 +286,15 @@ impl Prepared {
         if !is_memory_given {
             plan::check_memory(config, &*source)?;
         }
-        // What a run of an earlier version was shown had the whole range.
+        // What a run of an earlier version was shown had the whole range, and the mean color behind it.
         let mut config = config.clone();
         let is_resumed = *start == Start::Resume && out.join("config.toml").is_file();
         if is_resumed || matches!(start, Start::ContinueFrom(_)) {
             config.data.range = RangeSetting::Levels(config.data.range.levels());
+            config.data.background = BackgroundSetting::Is(config.data.background.background());
         }
-        preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
+        let chosen = preview::choose_conversion(&mut config, &*source);
+        chosen.iter().for_each(|line| output.note(line));
         Ok(Self { config, source, task })
     }
 

@@ -1,6 +1,6 @@
 //! Folders as they are found in the wild.
 
-use image::{ImageBuffer, ImageFormat, Luma};
+use image::{ImageBuffer, ImageFormat, Luma, Rgba, RgbaImage};
 
 use crate::images::{encoded, good, textured, unusable, usable};
 use crate::maps::drawn;
@@ -78,6 +78,50 @@ fn scans_that_a_network_sees_as_black_are_pointed_out() {
         let black = drawing.pixels().filter(|pixel| pixel.0 == [0; 3]).count();
         assert!(black * 500 < drawing.pixels().count(), "{name}: {black} pixels are black");
     }
+}
+
+/// Dark corners of several sizes on transparency.
+fn icons(place: &Place, folder: &str, count: u32) {
+    for number in 0..count {
+        let icon = RgbaImage::from_fn(40, 40, |x, y| {
+            let is_inside = x.max(y) < 10 + 4 * number;
+            Rgba([20, 30, 20, if is_inside { 255 } else { 0 }])
+        });
+        place.write(&format!("{folder}/{number}.png"), encoded(icon, ImageFormat::Png));
+    }
+}
+
+#[test]
+fn icons_of_one_color_are_put_on_another() {
+    let place = Place::with_a_run();
+    icons(&place, "icons", 6);
+    // A network that is shown their mean color behind them sees nothing of them.
+    let hidden = "of 6 images with transparency that were looked at 6 show nearly one color";
+    let neighbors = "neighbors --data icons --k 1 --overwrite --out neighbors.png --checkpoint";
+    place.well(&format!("{neighbors} run")).says(&[hidden, "their mean color behind", "hint: "]);
+    let dark = |drawing: image::RgbImage| {
+        drawing.pixels().filter(|pixel| pixel.0.iter().all(|&value| value < 60)).count()
+    };
+    let plain = dark(drawn(&place, "neighbors.png"));
+
+    place
+        .well(&format!("pretrain --data icons --out own {TINY} train.epochs=1"))
+        .says(&["white is behind their visible pixels, since 6 of the 6", "`data.background`"]);
+    let settings = place.folder("own").text("config.toml");
+    assert!(settings.contains("background = [255, 255, 255]"), "{settings}");
+    let ended = place.well(&format!("{neighbors} own"));
+    assert!(!ended.stderr.contains("one color"), "{}", ended.stderr);
+    // Of 40 x 40 pixels the largest corner has 30 x 30.
+    let seen = dark(drawn(&place, "neighbors.png"));
+    assert!(seen > 0 && seen < plain * 2 / 3, "{seen} of {plain} pixels are dark");
+    place.well("resume own train.epochs=2");
+    assert!(place.folder("own").text("config.toml").contains("background = [255, 255, 255]"));
+    // What is asked for is done, and is not chosen anew in the midst of a run.
+    let asked = format!("pretrain --data icons --out asked {TINY} train.epochs=1");
+    let ended = place.well(&format!("{asked} data.background=mean"));
+    assert!(!ended.stderr.contains("white is behind"), "{}", ended.stderr);
+    place.well("resume asked train.epochs=2 data.background=auto");
+    assert!(place.folder("asked").text("config.toml").contains("background = \"mean\""));
 }
 
 #[test]

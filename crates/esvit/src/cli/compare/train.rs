@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::{Folders, RangeSetting};
+use esvit_data::{BackgroundSetting, Folders, RangeSetting};
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::PrecisionChoice;
@@ -196,6 +196,9 @@ impl<'a> Runs<'a> {
             // What the other run was shown as black and white.
             config.data.range = stored.data.range;
         }
+        if config.data.background == BackgroundSetting::Auto {
+            config.data.background = stored.data.background;
+        }
         if config.train.precision == PrecisionChoice::Auto {
             config.train.precision = stored.train.precision;
         }
@@ -216,6 +219,7 @@ impl<'a> Runs<'a> {
             config
         });
         planned.data.range = found.data.range;
+        planned.data.background = found.data.background;
         planned.train.micro_batch = found.train.micro_batch;
         planned.train.activation_checkpointing = found.train.activation_checkpointing;
         if planned.train.time.is_some() {

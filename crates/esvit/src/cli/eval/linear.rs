@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_learned, warn_unsaved};
-use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_range};
+use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_conversion};
 use crate::cli::{Exit, Output};
 
 /// Options of `esvit eval linear`.
@@ -121,7 +121,7 @@ impl Linear {
             (Some(labels), Some(train)) => {
                 let queries = self.task.val.as_deref();
                 let task = multi_label_task(labels, train, queries, &limits_of(backbone))?;
-                warn_of_range(&*task.task.train.source, backbone, output);
+                warn_of_conversion(&*task.task.train.source, backbone, output);
                 task
             }
             _ => self.task.open(backbone, output)?.into(),
