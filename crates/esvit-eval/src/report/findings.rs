@@ -9,27 +9,46 @@ const MIN_CHECKS: usize = 5;
 
 /// Problems of a run, as text with backticks; a next step follows `hint:`.
 pub(super) fn findings(run: &Run) -> Vec<String> {
-    let found = [not_finite(run), collapse(run), no_better(run), unfinished(run)];
+    let found = [failed(run), not_finite(run), collapse(run), no_better(run), unfinished(run)];
     found.into_iter().flatten().collect()
 }
 
+/// The error that the run ended with, which has a hint of its own.
+fn failed(run: &Run) -> Option<String> {
+    let error = run.error.as_ref()?;
+    Some(format!("the run ended with an error, after {}: {error}", run.progress()))
+}
+
+/// Steps whose loss was not finite, counted as the run counts them.
+fn failed_steps(run: &Run) -> Vec<u64> {
+    let step = |name: &String| {
+        let step = name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?;
+        step.parse::<u64>().ok()
+    };
+    run.failures.iter().filter_map(step).collect()
+}
+
+/// Whether the run has ended in a step whose loss was not finite: none after it is logged.
+fn is_at_failure(run: &Run) -> bool {
+    failed_steps(run).last().is_some_and(|&step| step >= run.metrics.steps_done())
+}
+
 fn not_finite(run: &Run) -> Option<String> {
-    if run.failures.is_empty() {
+    // The error says it, if it is the last.
+    if run.failures.is_empty() || run.error.is_some() {
         return None;
     }
-    let step = |name: &String| -> Option<String> {
-        let step = name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?;
-        Some((step.parse::<u64>().ok()? + 1).to_string())
-    };
-    let steps: Vec<String> = run.failures.iter().filter_map(step).collect();
+    let steps: Vec<String> = failed_steps(run).iter().map(u64::to_string).collect();
     let when = match steps.as_slice() {
         [] => "of a step".into(),
         steps => format!("of step {}", steps.join(", ")),
     };
+    let hint = "\nhint: lower `optim.lr`, or lengthen `optim.warmup`, and start again with \
+                `--init-from` the last good checkpoint";
+    let has_gone_on = !steps.is_empty() && !is_at_failure(run);
+    let then = if has_gone_on { "; the run has gone on since" } else { hint };
     Some(format!(
-        "the loss {when} was not finite: its inputs and the state before it are in `failures/`\n\
-         hint: lower `optim.lr`, or lengthen `optim.warmup`, and start again with \
-         `--init-from` the last good checkpoint"
+        "the loss {when} was not finite: its inputs and the state before it are in `failures/`{then}"
     ))
 }
 
@@ -66,7 +85,9 @@ fn no_better(run: &Run) -> Option<String> {
 }
 
 fn unfinished(run: &Run) -> Option<String> {
-    (run.is_finished() == Some(false)).then(|| {
+    // Resumed as it is, a run that failed would fail again.
+    let has_failed = run.error.is_some() || is_at_failure(run);
+    (run.is_finished() == Some(false) && !has_failed).then(|| {
         format!(
             "{} are done: the run is still going, or it was stopped\n\
              hint: `esvit resume {}` continues a stopped one",
@@ -128,20 +149,33 @@ mod tests {
     }
 
     #[test]
-    fn failed_steps_are_counted_from_one() {
+    fn failed_steps_are_counted_as_the_run_counts_them() {
         let mut run = example();
-        run.failures = vec!["step=4-state.safetensors".into(), "step=4-views.safetensors".into()];
-        assert!(
-            first_finding(&run).starts_with("the loss of step 5 was not finite"),
-            "{}",
-            first_finding(&run)
-        );
+        // The log goes to step 40.
+        run.failures =
+            vec!["step=43-inputs.safetensors".into(), "step=43-state.safetensors".into()];
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of step 43 was not finite"), "{finding}");
+        assert!(finding.contains("hint: lower `optim.lr`"), "{finding}");
+        // To go on as it is would fail again.
+        assert!(!finding.contains("esvit resume"), "{finding}");
+        run.failures = vec!["step=4-state.safetensors".into()];
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of step 4 was not finite"), "{finding}");
+        assert!(finding.contains("; the run has gone on since\n\n2 of 4 epochs"), "{finding}");
         run.failures = vec!["else".into()];
-        assert!(
-            first_finding(&run).starts_with("the loss of a step was not finite"),
-            "{}",
-            first_finding(&run)
-        );
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of a step was not finite"), "{finding}");
+    }
+
+    #[test]
+    fn what_a_run_ended_with_is_said_once() {
+        let mut run = example();
+        run.failures = vec!["step=43-state.safetensors".into()];
+        run.error = Some("step 43: the loss is NaN\nhint: lower it".into());
+        let expected = "the run ended with an error, after 2 of 4 epochs: step 43: the loss is NaN\n\
+                        hint: lower it";
+        assert_eq!(first_finding(&run), expected);
     }
 
     /// The last five records must agree; a collapse that has passed is reported as passed.

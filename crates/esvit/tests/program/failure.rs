@@ -76,6 +76,12 @@ fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
     assert!(tensors(&state).contains_key("optimizer.exp_avg.norm.weight"));
 
     assert_eq!(run.steps(), [0]);
+    // The report says the same as the run, and nothing that would fail again.
+    let ended = place.well("report run").says(&[
+        "the run ended with an error, after 0 of 3 epochs: step 1: the loss is",
+        "hint: lower `optim.lr`",
+    ]);
+    assert!(!ended.stderr.contains("step 2") && !ended.stderr.contains("esvit resume"), "{ended}");
     let good = run.newest();
     let good = good.strip_prefix(place.path("")).unwrap().display();
     place.well(&format!("pretrain --out again {TINY} train.epochs=1 --init-from {good}"));
