@@ -70,6 +70,8 @@ fn images_without_regions_are_refused() {
     pca("missing.png").says(&["cannot read `missing.png`"]);
     labeled(&place, "many", 22);
     pca("many").says(&["66 images are too many for a drawing, at most 64"]);
+    ["a", "b", "c"].iter().for_each(|name| place.write(&format!("bad/{name}.png"), ""));
+    pca("bad").says(&["none of the 3 images can be read"]);
     assert!(!place.path("pca.png").exists());
 }
 

@@ -95,9 +95,8 @@ pub(in crate::cli) fn measure(
 ) -> Result<Measured> {
     remark(task, output);
     warn_learned(task, backbone, output);
-    let rows = compare(backbone, task, ks, temperature, output)?;
-    let (images, task) = (task.images(), task.description.clone());
-    let measured = Measured { task, images, temperature, rows };
+    let (rows, images) = compare(backbone, task, ks, temperature, output)?;
+    let measured = Measured { task: task.description.clone(), images, temperature, rows };
     let saved = choice.save_record(backbone, "knn", &measured.task, &measured.report(), output);
     warn_unsaved(saved, output);
     Ok(measured)
@@ -106,7 +105,7 @@ pub(in crate::cli) fn measure(
 /// Accuracies on a task.
 pub(in crate::cli) struct Measured {
     task: String,
-    /// Numbers of gallery and query images.
+    /// Numbers of gallery and query images that could be read.
     images: (usize, usize),
     temperature: f64,
     rows: Vec<Row>,
@@ -138,14 +137,15 @@ impl Measured {
     }
 }
 
-/// Accuracies of raw pixels, of the network newly initialized, and of the trained network.
+/// Accuracies of raw pixels, of the network newly initialized, and of the trained network, and the
+/// numbers of gallery and query images that they are of.
 fn compare(
     trained: &PretrainedBackbone,
     task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
     output: &Output,
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, (usize, usize))> {
     let untrained = trained.untrained();
     let preprocess = &trained.preprocess;
     let measure = |backbone: &PretrainedBackbone| {
@@ -161,12 +161,14 @@ fn compare(
             measured.zeros.len()
         ));
     }
+    let images = measured.images;
     let row = |features, measured: KnnResults| Row { features, accuracies: measured.accuracies };
-    Ok(vec![
+    let rows = vec![
         row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),
         row("untrained", measure(&untrained)?),
         row("trained", measured),
-    ])
+    ];
+    Ok((rows, images))
 }
 
 /// The accuracies as a table.
