@@ -2,7 +2,7 @@
 
 use image::{ImageBuffer, ImageFormat, Luma, Rgba, RgbaImage};
 
-use crate::images::{encoded, good, textured, unusable, usable};
+use crate::images::{encoded, good, labeled, textured, unusable, usable};
 use crate::maps::drawn;
 use crate::place::{Place, TINY};
 
@@ -34,6 +34,34 @@ fn a_folder_of_odd_files_trains_to_the_end_and_names_what_it_leaves_out() {
         "it begins with the text `<!DOCTYPE html>",
     ]);
     assert_eq!(place.folder("run").newest(), place.folder("run").checkpoint(18));
+}
+
+#[test]
+fn what_a_run_and_its_evaluation_leave_out_is_told_once() {
+    let place = Place::new();
+    labeled(&place, "set", 6);
+    let names: Vec<String> = (0..12).map(|number| format!("set/red/cut-{number:02}.jpg")).collect();
+    for (name, seed) in names.iter().zip(0..) {
+        let bytes = encoded(textured(64, 64, seed), ImageFormat::Jpeg);
+        place.write(name, &bytes[..bytes.len() / 2]);
+    }
+    // Every image is seen: the steps of five are a whole epoch of the thirty.
+    let settings = "train.epochs=1 train.batch_size=5 knn.every=1";
+    let ended = place.well(&format!("pretrain --data set --out run {TINY} {settings}"));
+    // The table at the end, of a check that leaves out the same images.
+    assert!(ended.stdout.contains("k-NN on"), "{ended}");
+    // Ten are named, and the other two counted.
+    assert_eq!(ended.stderr.matches("left out `set/red/cut-").count(), 10, "{ended}");
+    assert_eq!(ended.stderr.matches("left out 2 images more").count(), 1, "{ended}");
+    for name in &names {
+        assert!(ended.stderr.matches(name).count() <= 1, "{name}\n{ended}");
+    }
+    // Both networks of an evaluation read the same images.
+    let networks = "--checkpoint run --key student --against run/checkpoints/best.safetensors";
+    let line = format!("eval transfer --sets set --solver logistic --l2 0.01 --n 1 {networks}");
+    let ended = place.well(&line);
+    assert_eq!(ended.stderr.matches("left out `set/red/cut-").count(), 10, "{ended}");
+    assert_eq!(ended.stderr.matches("left out 2 images more").count(), 1, "{ended}");
 }
 
 /// Scans of 12 bits in files of 16.
