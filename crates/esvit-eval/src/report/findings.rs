@@ -59,7 +59,7 @@ fn collapse(run: &Run) -> Option<String> {
     let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
     let now = last.iter().copied().reduce(|a, b| a.and(b)).flatten();
     if let Some(collapse) = now.filter(|_| last.len() == MIN_CHECKS) {
-        return Some(collapse.advice.into());
+        return Some(collapse.advice_for(&run.path));
     }
     let mut watch = CollapseDetector::default();
     let warned = looks.iter().any(|look| watch.look(*look).is_some());
@@ -79,7 +79,9 @@ fn no_better(run: &Run) -> Option<String> {
         format!(
             "k-NN top-1 is {best:.1} %, no better than the {untrained:.1} % of the same network \
              untrained\n\
-             hint: train for longer, and check with `esvit data preview` that crops {check}"
+             hint: train for longer, and check with `esvit data preview --config {}` that crops \
+             {check}",
+            run.path.join("config.toml").display()
         )
     })
 }
@@ -142,7 +144,9 @@ mod tests {
         let mut run = example();
         run.epochs = 4;
         run.evaluations = vec![evaluated(2, 31.0, 30.0)];
-        assert!(first_finding(&run).contains("crops of one image overlap"));
+        let hint =
+            "with `esvit data preview --config runs/x/config.toml` that crops of one image overlap";
+        assert!(first_finding(&run).contains(hint), "{}", first_finding(&run));
         run.config.as_mut().unwrap().objective =
             esvit_train::objective::ObjectiveConfig::named("supervised").unwrap();
         assert!(first_finding(&run).contains("still show what their labels say"));
@@ -198,7 +202,7 @@ mod tests {
                 .collect();
             first_finding(&run)
         };
-        let advice = esvit_train::objective::esvit::CONSTANT.advice;
+        let advice = esvit_train::objective::esvit::CONSTANT.advice_for("runs/x".as_ref());
         assert_eq!(finding(&[(false, 3), (true, 5)]), advice);
         assert_eq!(finding(&[(false, 3), (true, 4)]), "");
         assert_eq!(finding(&[(true, 4), (false, 1), (true, 4)]), "");

@@ -1,5 +1,7 @@
 //! Health of a training run: does the network's output still depend on the image?
 
+use std::path::Path;
+
 use esvit_nn::{Tensor, ops};
 
 /// Statistics of the networks on one batch.
@@ -37,6 +39,19 @@ pub struct Collapse {
     pub advice: &'static str,
 }
 
+/// What an advice calls the command that draws crops.
+const PREVIEW: &str = "`esvit data preview`";
+
+impl Collapse {
+    /// The advice for a run in this folder: the command that draws crops is given its settings, without
+    /// which it would draw others.
+    pub fn advice_for(&self, run: &Path) -> String {
+        let settings = run.join("config.toml");
+        let preview = format!("`esvit data preview --config {}`", settings.display());
+        self.advice.replace(PREVIEW, &preview)
+    }
+}
+
 /// Detects collapse that lasts over several batches.
 #[derive(Debug, Clone, Default)]
 pub struct CollapseDetector {
@@ -60,5 +75,20 @@ impl CollapseDetector {
         }
         self.warned = Some(collapse);
         Some(collapse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::esvit::{CONSTANT, UNIFORM};
+
+    #[test]
+    fn crops_are_those_of_the_run() {
+        let advice = |collapse: Collapse| collapse.advice_for(Path::new("runs/x"));
+        let command = "see with `esvit data preview --config runs/x/config.toml` that the images";
+        assert!(advice(CONSTANT).contains(command), "{}", advice(CONSTANT));
+        assert!(!CONSTANT.advice.contains("--config"));
+        assert_eq!(advice(UNIFORM), UNIFORM.advice);
     }
 }

@@ -296,7 +296,8 @@ impl<'a> Session<'a> {
             let settings = self.config.objective.settings();
             let collapse = settings.collapse(&|name| health.signal(name));
             if let Some(collapse) = self.collapse.look(collapse) {
-                let warning = format!("step {}: {}", figures.step, collapse.advice);
+                let advice = collapse.advice_for(self.folder.path());
+                let warning = format!("step {}: {advice}", figures.step);
                 self.log.say(&format!("warning: {warning}"))?;
                 self.observer.notice(&Event::Warning(&warning));
             }

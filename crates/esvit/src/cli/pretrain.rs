@@ -503,10 +503,12 @@ fn report(
         // weights to begin with more is said below.
         let is_told = outcome.best.is_some_and(|best| best.step == Some(0));
         if task.is_none() && after <= before && last.retrieval_images >= 100 && !is_told {
-            output.warning(
+            output.warning(format!(
                 "the network tells these images apart no better than before training\n\
-                 hint: train longer, or look at what it sees with `esvit data preview`",
-            );
+                 hint: train longer, or look at what it sees with `{} data preview --config {}`",
+                program(),
+                quoted(RunFolder::at(out.into()).config())
+            ));
         }
     }
     if let Some(best) = outcome.best.filter(|best| best.step == Some(0)) {
