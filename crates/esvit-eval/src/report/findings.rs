@@ -56,17 +56,15 @@ fn collapse(run: &Run) -> Option<String> {
     let settings = run.config.as_ref()?.objective.settings();
     let looks = run.metrics.steps.iter().map(|line| settings.collapse(&|name| line.get(name)));
     let looks: Vec<Option<Collapse>> = looks.collect();
-    let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
-    let now = last.iter().copied().reduce(|a, b| a.and(b)).flatten();
-    if let Some(collapse) = now.filter(|_| last.len() == MIN_CHECKS) {
-        return Some(collapse.advice_for(&run.path));
-    }
+    // What the run itself has warned of last.
     let mut watch = CollapseDetector::default();
-    let warned = looks.iter().any(|look| watch.look(*look).is_some());
-    warned.then(|| {
-        let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
-        format!("{whose} outputs were collapsed for some time; it has recovered since")
-    })
+    let told = looks.iter().fold(None, |told, look| watch.look(*look).or(told))?;
+    let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
+    if last.len() == MIN_CHECKS && last.iter().all(Option::is_some) {
+        return Some(told.advice_for(&run.path));
+    }
+    let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
+    Some(format!("{whose} outputs were collapsed for some time; it has recovered since"))
 }
 
 fn no_better(run: &Run) -> Option<String> {
@@ -103,6 +101,7 @@ fn unfinished(run: &Run) -> Option<String> {
 mod tests {
     use super::*;
     use crate::report::run::{evaluated, example};
+    use esvit_train::run::StepMetrics;
 
     fn first_finding(run: &Run) -> String {
         findings(run).join("\n\n")
@@ -186,12 +185,14 @@ mod tests {
     #[test]
     fn a_collapse_is_reported_while_it_lasts() {
         let healthy = example().metrics.steps.swap_remove(0);
-        let mut collapsed = healthy.clone();
-        let figures = collapsed.objective.iter().map(|(name, value)| {
-            let entropy = ["teacher_entropy", "marginal_entropy"].contains(&name);
-            (name.to_owned(), if entropy { 0.1 } else { value })
-        });
-        collapsed.objective = figures.collect();
+        let of_entropy = |both: f64| {
+            let figures = healthy.objective.iter().map(|(name, value)| {
+                let entropy = ["teacher_entropy", "marginal_entropy"].contains(&name);
+                (name.to_owned(), if entropy { both } else { value })
+            });
+            StepMetrics { objective: figures.collect(), ..healthy.clone() }
+        };
+        let collapsed = of_entropy(0.1);
         let finding = |checks: &[(bool, usize)]| {
             let mut run = example();
             run.epochs = 4;
@@ -208,5 +209,10 @@ mod tests {
         assert_eq!(finding(&[(true, 4), (false, 1), (true, 4)]), "");
         assert!(finding(&[(true, 6), (false, 1)]).ends_with("it has recovered since"));
         assert!(finding(&[(true, 6), (false, 1), (true, 4)]).ends_with("it has recovered since"));
+        // The largest entropy is 3.25: uniform now, which the run did not warn of again.
+        let mut run = example();
+        run.epochs = 4;
+        run.metrics.steps = [vec![collapsed.clone(); 6], vec![of_entropy(3.24); 3]].concat();
+        assert_eq!(first_finding(&run), advice);
     }
 }

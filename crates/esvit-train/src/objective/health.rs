@@ -52,29 +52,43 @@ impl Collapse {
     }
 }
 
+/// Outputs that recover and collapse again in another way: what helps against one way leads to the
+/// other.
+pub const UNSTABLE: Collapse = Collapse {
+    kind: "unstable",
+    advice: "the outputs have collapsed again, and in another way than before\n\
+             hint: lower `optim.lr`, or lengthen `optim.warmup`",
+};
+
 /// Detects collapse that lasts over several batches.
 #[derive(Debug, Clone, Default)]
 pub struct CollapseDetector {
     suspicious: usize,
-    warned: Option<Collapse>,
+    /// Whether the collapse that lasts has been told of.
+    is_told: bool,
+    /// The last one that was told of.
+    told: Option<Collapse>,
 }
 
 /// Consecutive batches that must look collapsed.
 const PATIENCE: usize = 5;
 
 impl CollapseDetector {
-    /// Adds what a batch looks like; returns a collapse once, when it has lasted.
+    /// Adds what a batch looks like; returns a collapse once, when it has lasted, whatever its kind
+    /// becomes. One of another kind, after a recovery, is [`UNSTABLE`].
     pub fn look(&mut self, collapse: Option<Collapse>) -> Option<Collapse> {
         let Some(collapse) = collapse else {
-            *self = Self::default();
+            (self.suspicious, self.is_told) = (0, false);
             return None;
         };
         self.suspicious += 1;
-        if self.suspicious < PATIENCE || self.warned == Some(collapse) {
+        if self.suspicious < PATIENCE || self.is_told {
             return None;
         }
-        self.warned = Some(collapse);
-        Some(collapse)
+        let is_other = self.told.is_some_and(|told| told != collapse);
+        self.told = Some(if is_other { UNSTABLE } else { collapse });
+        self.is_told = true;
+        self.told
     }
 }
 
