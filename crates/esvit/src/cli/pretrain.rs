@@ -529,7 +529,10 @@ fn report(
         let network = NetworkArgs::on(config.train.device.parse()?);
         let choice = BackboneArgs { checkpoint, network };
         let backbone = choice.open(output)?;
-        let measured = eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        let mut measured =
+            eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
+        let is_best = outcome.best.is_none_or(|best| best.step == Some(outcome.step));
+        measured.weights = (!is_best).then_some("the weights of the last step");
         if json {
             result["knn"] = measured.report();
         } else {
@@ -539,11 +542,7 @@ fn report(
     if json {
         output.json(&result)?;
     }
-    let best = RunFolder::at(out.into()).best();
-    output.note(match best.is_file() {
-        true => format!("weights: `{}`, and those of the last step", best.display()),
-        false => format!("weights: `{}`", outcome.checkpoint.display()),
-    });
+    output.note(weights_in_words(outcome, &RunFolder::at(out.into()).best()));
     let (program, run) = (program(), quoted(out));
     let name = out.file_name().unwrap_or_else(|| "features".as_ref());
     let features = quoted(Path::new(name).with_added_extension("npy"));
@@ -559,6 +558,27 @@ fn report(
     let data = option("--data");
     output.note(format!("  {program} embed --checkpoint {run}{data} --out {features}"));
     Ok(Exit::Success)
+}
+
+/// Which weights there are: those of the best check, in the file `best`, and those of the last step.
+fn weights_in_words(outcome: &Outcome, best: &Path) -> String {
+    if !best.is_file() {
+        return format!("weights: `{}`", outcome.checkpoint.display());
+    }
+    let which = match outcome.best {
+        Some(best) if best.step == Some(outcome.step) => " of the last step, the best ones".into(),
+        Some(best) => {
+            let top1 = match best.by {
+                Measure::Knn => format!("k-NN top-1 {:.1} %", best.top1),
+                Measure::Retrieval => format!("the other crop found in {:.1} %", best.top1),
+            };
+            let when =
+                best.step.map_or(format!("epoch {}", best.epoch), |step| format!("step {step}"));
+            format!(" of {when} ({top1}), and those of the last step")
+        }
+        None => ", and those of the last step".into(),
+    };
+    format!("weights: `{}`{which}", best.display())
 }
 
 #[cfg(test)]
