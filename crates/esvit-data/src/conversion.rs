@@ -7,6 +7,8 @@ use esvit_settings::describe::{Describe, Value, json, one_of};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::Background;
+
 /// How stored values become 8-bit colors. Networks are shown images as they were trained with, so
 /// this belongs to their preprocessing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -202,12 +204,6 @@ impl Describe for RangeSetting {
     }
 }
 
-impl Describe for Background {
-    fn schema() -> Value {
-        json!({ "anyOf": [one_of(&["mean"]), <[u8; 3]>::schema()] })
-    }
-}
-
 /// Both spellings of levels.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected `auto`, `full` or `[low, high]`")]
@@ -246,43 +242,6 @@ impl<'de> Deserialize<'de> for Levels {
     }
 }
 
-/// What transparent pixels show: `mean`, or a color `[r, g, b]` of values from 0 to 255.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Background {
-    /// The mean color of the image's visible pixels, weighted by their alpha.
-    #[default]
-    Mean,
-    /// A color.
-    Color([u8; 3]),
-}
-
-impl Serialize for Background {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Mean => serializer.serialize_str("mean"),
-            Self::Color(color) => color.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Background {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected `mean` or `[r, g, b]` with values from 0 to 255")]
-        enum Stored {
-            Color([u8; 3]),
-            Text(String),
-        }
-        match Stored::deserialize(deserializer)? {
-            Stored::Color(color) => Ok(Self::Color(color)),
-            Stored::Text(text) if text == "mean" => Ok(Self::Mean),
-            Stored::Text(text) => {
-                Err(D::Error::invalid_value(Unexpected::Str(&text), &"`mean` or `[r, g, b]`"))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,13 +267,6 @@ mod tests {
         }
         let read: RangeSetting = serde_json::from_str("[0, 1]").unwrap();
         assert_eq!(read.levels().to_string(), "0..1");
-        for (text, expected) in
-            [(r#""mean""#, Background::Mean), ("[1,2,255]", Background::Color([1, 2, 255]))]
-        {
-            let read: Background = serde_json::from_str(text).unwrap();
-            assert_eq!(read, expected);
-            assert_eq!(serde_json::to_string(&read).unwrap(), text);
-        }
     }
 
     #[test]
@@ -326,10 +278,6 @@ mod tests {
         assert!(!Levels::all([f64::MIN, f64::MAX]).is_valid());
         let error = serde_json::from_str::<RangeSetting>("[2, 1]").unwrap_err().to_string();
         assert!(error.contains("give `[low, high]` with low < high"), "{error}");
-        for text in ["[1, 2]", "[1, 2, 256]", r#""white""#] {
-            let error = serde_json::from_str::<Background>(text).unwrap_err().to_string();
-            assert!(error.contains("`mean` or `[r, g, b]`"), "{error}");
-        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 pub use self::listing::{Listing, Split, Unlisted};
 use self::walk::Walk;
 use crate::{
-    Conversion, DecodeLimits, FileStamp, Image, SampleType, Source, SourceError, decode, names,
-    printable, read,
+    Conversion, DecodeLimits, FileStamp, Image, Levels, SampleType, Source, SourceError,
+    VisibleColors, decode, names, printable, read,
 };
 
 /// Extensions of files to list, in lower case. Formats are recognized by content.
@@ -282,6 +282,15 @@ impl Source for Folder {
         most: usize,
     ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
         decode::deep_values(&self.bytes(index)?, &self.limits, most)
+            .map_err(|source| SourceError::Decode { name: self.name(index), source })
+    }
+
+    fn visible_colors(
+        &self,
+        index: usize,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, SourceError> {
+        decode::visible_colors(&self.bytes(index)?, &self.limits, levels)
             .map_err(|source| SourceError::Decode { name: self.name(index), source })
     }
 

@@ -9,8 +9,8 @@ use esvit_settings::describe::{Describe, Value, json};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Conversion, DecodeLimits, FileStamp, Folder, FolderError, Image, SampleType, Source,
-    SourceError, printable,
+    Conversion, DecodeLimits, FileStamp, Folder, FolderError, Image, Levels, SampleType, Source,
+    SourceError, VisibleColors, printable,
 };
 
 /// One or more folders of images.
@@ -194,6 +194,15 @@ impl Source for Joined {
     ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
         let (folder, index) = self.at(index);
         folder.deep_values(index, most)
+    }
+
+    fn visible_colors(
+        &self,
+        index: usize,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, SourceError> {
+        let (folder, index) = self.at(index);
+        folder.visible_colors(index, levels)
     }
 
     fn notes(&self) -> Vec<String> {

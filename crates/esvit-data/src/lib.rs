@@ -8,8 +8,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may fail"))]
 
 pub mod augment;
+mod background;
 mod conversion;
 mod crops;
+mod cutouts;
 mod decode;
 mod folder;
 mod folders;
@@ -30,8 +32,10 @@ mod subset;
 mod survey;
 
 pub use augment::{Policy, View, ViewsConfig};
-pub use conversion::{Background, Conversion, Levels, RangeSetting, SampleType};
+pub use background::{Background, BackgroundSetting};
+pub use conversion::{Conversion, Levels, RangeSetting, SampleType};
 pub use crops::Crops;
+pub use cutouts::{Cutouts, VisibleColors};
 pub use decode::{DecodeError, DecodeLimits, decode, decode_as};
 pub use folder::{Folder, FolderError, Listing, Split, Unlisted};
 pub use folders::Folders;

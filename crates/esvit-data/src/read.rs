@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::{HEAD, check_head};
 use crate::{
-    Conversion, DecodeError, DecodeLimits, Image, SampleType, Source, SourceError, decode,
-    decode_as, names,
+    Conversion, DecodeError, DecodeLimits, Image, Levels, SampleType, Source, SourceError,
+    VisibleColors, decode, decode_as, names,
 };
 
 /// Reads and decodes an image file.
@@ -77,6 +77,16 @@ impl Source for ImageFiles {
     ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
         let path = self.path(index)?;
         decode::deep_values(&read_file(path, &self.limits)?, &self.limits, most)
+            .map_err(|error| decode_error(path, error))
+    }
+
+    fn visible_colors(
+        &self,
+        index: usize,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, SourceError> {
+        let path = self.path(index)?;
+        decode::visible_colors(&read_file(path, &self.limits)?, &self.limits, levels)
             .map_err(|error| decode_error(path, error))
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::{Conversion, DecodeError, Image, SampleType, printable};
+use crate::{Conversion, DecodeError, Image, Levels, SampleType, VisibleColors, printable};
 
 /// A fixed list of images, loaded one by one from any thread.
 pub trait Source: Send + Sync {
@@ -48,6 +48,17 @@ pub trait Source: Send + Sync {
         most: usize,
     ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
         let _ = (index, most);
+        Ok(None)
+    }
+
+    /// The visible colors of image `index`, if it has an alpha channel and is not invisible. `levels`
+    /// are those of images of more than 8 bits.
+    fn visible_colors(
+        &self,
+        index: usize,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, SourceError> {
+        let _ = (index, levels);
         Ok(None)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Conversion, FileStamp, Image, SampleType, Source, SourceError};
+use crate::{Conversion, FileStamp, Image, Levels, SampleType, Source, SourceError, VisibleColors};
 
 /// Images of a source in an order of one's own, with all of its classes (PyTorch's `Subset`).
 #[derive(Clone)]
@@ -64,6 +64,14 @@ impl Source for Subset {
         most: usize,
     ) -> Result<Option<(SampleType, Vec<f64>)>, SourceError> {
         self.source.deep_values(self.found(index)?, most)
+    }
+
+    fn visible_colors(
+        &self,
+        index: usize,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, SourceError> {
+        self.source.visible_colors(self.found(index)?, levels)
     }
 
     fn notes(&self) -> Vec<String> {

@@ -112,6 +112,25 @@ mod tests {
         assert!(tiles([tile].into_iter()).contains("<b>&lt;1</b> <small>a&amp;b</small>"));
     }
 
+    /// Figures shrink with the page, and cells wrap before a table is wider than it.
+    #[test]
+    fn nothing_keeps_a_page_from_being_narrow() {
+        for width in STYLE.split("min-width: ").skip(1) {
+            let (width, _) = width.split_once(';').unwrap();
+            assert!(width == "0" || width.starts_with("min(100%, "), "{width}");
+        }
+        let (wide, narrow) = STYLE.split_once("@media (max-width: 840px)").unwrap();
+        for rule in wide.split('}').filter(|rule| rule.contains("white-space: nowrap")) {
+            let (selectors, _) = rule.split_once('{').unwrap();
+            for selector in selectors.split(',').map(str::trim) {
+                // A figure's own numbers, which are short.
+                let is_figure = [".tiles dd b", ".plot span"].contains(&selector);
+                let mut undone = narrow.lines().filter(|line| line.contains("white-space: normal"));
+                assert!(is_figure || undone.any(|line| line.contains(selector)), "{selector}");
+            }
+        }
+    }
+
     #[test]
     fn numbers_are_aligned_as_such() {
         let html = table(&["a".into(), "b".into()], &[vec!["x".into(), "1".into()]], 1);

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use esvit_data::{
-    ChosenRange, DecodeLimits, FolderError, Image, ImageError, RangeSetting, Source, SourceError,
-    Subset, evenly_spaced, list_reasons, training_materials,
+    Background, BackgroundSetting, ChosenRange, Cutouts, DecodeLimits, FolderError, Image,
+    ImageError, RangeSetting, Source, SourceError, Subset, evenly_spaced, list_reasons,
+    training_materials,
 };
 use esvit_model::features::SkippedImage;
 use esvit_train::Config;
@@ -100,15 +101,23 @@ pub fn all_images(config: &Config) -> Result<Arc<dyn Source>, PreviewError> {
     })
 }
 
-/// Decides on a range that is chosen from the images (`data.range=auto`); a line that says so, if
-/// it is not the whole range. Preprocessing follows from the settings, so this comes first.
-pub fn choose_range(config: &mut Config, source: &dyn Source) -> Option<String> {
-    if config.data.range != RangeSetting::Auto {
-        return None;
+/// Decides on a range and a background that are chosen from the images (`data.range=auto`,
+/// `data.background=auto`); a line about each that is not the usual one. Preprocessing follows from
+/// the settings, so this comes first.
+pub fn choose_conversion(config: &mut Config, source: &dyn Source) -> Vec<String> {
+    let mut lines = Vec::new();
+    if config.data.range == RangeSetting::Auto {
+        let chosen = ChosenRange::of(source);
+        config.data.range = RangeSetting::Levels(chosen.levels);
+        lines.extend((!chosen.levels.is_full()).then(|| chosen.to_string()));
     }
-    let chosen = ChosenRange::of(source);
-    config.data.range = RangeSetting::Levels(chosen.levels);
-    (!chosen.levels.is_full()).then(|| chosen.to_string())
+    if config.data.background == BackgroundSetting::Auto {
+        let cutouts = Cutouts::of(source, &config.data.range.levels());
+        let background = cutouts.background();
+        config.data.background = BackgroundSetting::Is(background);
+        lines.extend((background != Background::Mean).then(|| cutouts.to_string()));
+    }
+    lines
 }
 
 /// Crops of `images` images, evenly spaced over the dataset, with the augmentations of `epoch`.

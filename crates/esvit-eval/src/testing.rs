@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use esvit_data::{Image, Source, SourceError};
+use esvit_data::{Conversion, Image, SampleType, Source, SourceError};
 use esvit_kernels::rng::Rng;
 use esvit_nn::backbone::swin::SwinConfig;
 
@@ -72,5 +72,35 @@ impl Source for Images {
     fn load(&self, index: usize) -> Result<Image, SourceError> {
         let missing = SourceError::NoSuchImage { index, len: self.list.len() };
         self.list.get(index).and_then(|image| image.2.clone()).ok_or(missing)
+    }
+}
+
+/// As many scans of 12 bits in files of 16: black, unless they are loaded with a range of their own.
+pub(crate) struct Scans(pub(crate) usize);
+
+impl Source for Scans {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn name(&self, index: usize) -> String {
+        index.to_string()
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn load(&self, index: usize) -> Result<Image, SourceError> {
+        self.load_as(index, &Conversion::default())
+    }
+
+    fn load_as(&self, _: usize, conversion: &Conversion) -> Result<Image, SourceError> {
+        let has_range = conversion.levels.chosen(SampleType::Uint16).is_some();
+        Ok(plain(if has_range { [255; 3] } else { [0; 3] }))
     }
 }

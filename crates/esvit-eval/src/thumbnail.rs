@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use esvit_data::{EvalTransform, Image, ImageError, Source};
+use esvit_data::{Conversion, EvalTransform, Image, ImageError, Source};
 
 /// The center square of an image, resized to `side` pixels.
 ///
@@ -12,9 +12,15 @@ pub fn thumbnail(image: &Image, side: u32) -> Result<Image, ImageError> {
     EvalTransform { resize: side, ..EvalTransform::new(side) }.apply(image)
 }
 
-/// Thumbnail of image `index` of a source; `None` if it cannot be read.
-pub fn load_thumbnail(source: &dyn Source, index: usize, side: u32) -> Option<Image> {
-    thumbnail(&source.load(index).ok()?, side).ok()
+/// Thumbnail of image `index` of a source, loaded as `conversion` says, which is what the network was
+/// shown; `None` if it cannot be read.
+pub fn load_thumbnail(
+    source: &dyn Source,
+    index: usize,
+    conversion: &Conversion,
+    side: u32,
+) -> Option<Image> {
+    thumbnail(&source.load_as(index, conversion).ok()?, side).ok()
 }
 
 /// Class name of image `index` of a source, if it has one.

@@ -17,8 +17,8 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 
 use self::format::Format;
 use self::raster::{Alpha, Raster, Samples};
-use crate::Image;
 use crate::conversion::{Conversion, SampleType};
+use crate::{Image, Levels, VisibleColors};
 
 pub(crate) use self::format::HEAD;
 
@@ -194,6 +194,25 @@ pub(crate) fn deep_values(
         return Ok(None);
     }
     Ok(read(bytes, format, limits)?.0.deep_values(most))
+}
+
+/// The visible colors of an image with an alpha channel; `None` without one, or if nothing is visible.
+pub(crate) fn visible_colors(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    levels: &Levels,
+) -> Result<Option<VisibleColors>, DecodeError> {
+    let format = recognize(bytes)?;
+    let may_have_alpha = match format {
+        Format::Tiff => tiff::has_alpha(bytes, limits)?,
+        Format::Other(ImageFormat::Jpeg, _) => false,
+        Format::Other(ImageFormat::Png, _) => png::Chunks::of(bytes).has_alpha,
+        Format::Other(..) => true,
+    };
+    if !may_have_alpha {
+        return Ok(None);
+    }
+    read(bytes, format, limits)?.0.visible_colors(levels)
 }
 
 /// Refuses a file by its first [`HEAD`] bytes unless its format is read.

@@ -15,6 +15,8 @@ pub(super) struct Chunks<'a> {
     pub(super) late_exif: Option<&'a [u8]>,
     /// Bits of a sample.
     pub(super) depth: u8,
+    /// Whether pixels may be transparent: alpha, or a transparent color.
+    pub(super) has_alpha: bool,
 }
 
 impl<'a> Chunks<'a> {
@@ -23,6 +25,8 @@ impl<'a> Chunks<'a> {
             file: file.into(),
             late_exif: None,
             depth: file.get(24).map_or(8, |&bits| bits),
+            // Gray or RGB with alpha.
+            has_alpha: matches!(file.get(25), Some(4 | 6)),
         };
         let (mut at, mut seen_data) = (SIGNATURE, false);
         loop {
@@ -33,6 +37,7 @@ impl<'a> Chunks<'a> {
             match (kind, whole) {
                 (Some(b"IEND"), Some(_)) => return chunks,
                 (Some(b"IDAT"), Some(_)) => seen_data = true,
+                (Some(b"tRNS"), Some(_)) => chunks.has_alpha = true,
                 // Data that are cut off are missing.
                 (Some(b"IDAT" | b"fdAT"), None) => return chunks,
                 (Some(b"eXIf"), Some(body)) if seen_data => {

@@ -1,7 +1,8 @@
 //! Stored samples and their way to 8-bit RGB.
 
 use super::DecodeError;
-use crate::conversion::{Background, Conversion, SampleType};
+use crate::conversion::{Conversion, SampleType};
+use crate::{Background, Levels, VisibleColors};
 
 /// Floating-point images without levels may leave 0..=1 by as much as filters overshoot.
 const FLOAT_TOLERATED: [f64; 2] = [-1.0, 2.0];
@@ -95,6 +96,19 @@ impl Raster {
         Some((kind, values))
     }
 
+    /// The visible colors, if there is alpha and not all is invisible.
+    pub(super) fn visible_colors(
+        &self,
+        levels: &Levels,
+    ) -> Result<Option<VisibleColors>, DecodeError> {
+        if self.alpha == Alpha::None {
+            return Ok(None);
+        }
+        let conversion = Conversion { levels: *levels, ..Conversion::default() };
+        let ramp = self.ramp(&conversion)?;
+        Ok(with_samples!(&self.samples, values => self.visible(values, &ramp)))
+    }
+
     /// Drops alpha of 8 bits if it is zero everywhere: many programs leave the fourth byte of a
     /// BMP file unused.
     pub(super) fn drop_empty_alpha(&mut self) {
@@ -169,38 +183,52 @@ impl Raster {
         Ok(Ramp { low, scale: 255.0 / (high - low), inverted: self.inverted })
     }
 
+    /// The color of the opaque pixel, and its opacity.
+    fn straight<T: Copy + Into<f64>>(&self, pixel: &[T], ramp: &Ramp) -> ([f64; 3], f64) {
+        let colors = self.colors();
+        let alpha = self.opacity(pixel[colors]);
+        let divisor = if self.alpha == Alpha::Associated && alpha > 0.0 { alpha } else { 1.0 };
+        (rgb(&pixel[..colors], |value| ramp.at(value.into() / divisor)), alpha)
+    }
+
+    /// Mean and spread of the colors, weighted by opacity; `None` if nothing is visible.
+    fn visible<T: Copy + Into<f64>>(&self, values: &[T], ramp: &Ramp) -> Option<VisibleColors> {
+        let pixels = values.chunks_exact(self.channels);
+        let count = pixels.len();
+        let (mut sum, mut squares, mut weight) = ([0.0_f64; 3], 0.0_f64, 0.0_f64);
+        for (color, alpha) in pixels.map(|pixel| self.straight(pixel, ramp)) {
+            for (sum, value) in sum.iter_mut().zip(color) {
+                *sum += value * alpha;
+                squares += value * value * alpha;
+            }
+            weight += alpha;
+        }
+        (weight > 0.0).then(|| {
+            let mean = sum.map(|sum| sum / weight);
+            let variance = squares / weight - mean.iter().map(|mean| mean * mean).sum::<f64>();
+            let spread = variance.max(0.0).sqrt();
+            VisibleColors { mean, spread, transparency: 1.0 - weight / count as f64 }
+        })
+    }
+
     fn convert<T: Copy + Into<f64>>(
         &self,
         values: &[T],
         ramp: &Ramp,
         conversion: &Conversion,
     ) -> Result<Vec<u8>, DecodeError> {
-        let colors = self.colors();
         let pixels = values.chunks_exact(self.channels);
         if self.alpha == Alpha::None {
             let rgb = |pixel: &[T]| rgb(pixel, |value| ramp.at(value.into())).map(round);
             return Ok(pixels.flat_map(rgb).collect());
         }
-        // Color of the opaque pixel and opacity.
-        let straight = |pixel: &[T]| {
-            let alpha = self.opacity(pixel[colors]);
-            let divisor = if self.alpha == Alpha::Associated && alpha > 0.0 { alpha } else { 1.0 };
-            (rgb(&pixel[..colors], |value| ramp.at(value.into() / divisor)), alpha)
-        };
         let background = match conversion.background {
             Background::Color(color) => color.map(f64::from),
-            Background::Mean => {
-                let (mut sum, mut weight) = ([0.0; 3], 0.0);
-                for (color, alpha) in pixels.clone().map(straight) {
-                    (0..3).for_each(|channel| sum[channel] += color[channel] * alpha);
-                    weight += alpha;
-                }
-                // Nothing is visible: middle gray.
-                if weight > 0.0 { sum.map(|sum| sum / weight) } else { [128.0; 3] }
-            }
+            // Nothing is visible: middle gray.
+            Background::Mean => self.visible(values, ramp).map_or([128.0; 3], |colors| colors.mean),
         };
         let shown = |pixel: &[T]| {
-            let (color, alpha) = straight(pixel);
+            let (color, alpha) = self.straight(pixel, ramp);
             let over = |c: usize| color[c] * alpha + background[c] * (1.0 - alpha);
             [over(0), over(1), over(2)].map(round)
         };

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::augment::test_images::noise;
-use crate::conversion::{Background, Levels};
+use crate::{Background, Levels};
 
 fn read(bytes: &[u8]) -> Result<Image, DecodeError> {
     decode(bytes, &DecodeLimits::default())
@@ -246,6 +246,42 @@ fn transparent_pixels_show_the_mean_of_the_visible_ones_or_a_color() {
         image::RgbaImage::from_raw(2, 1, vec![255, 0, 0, 0, 0, 0, 255, 255]).unwrap().into();
     let gif = read(&encode(&gif, ImageFormat::Gif)).unwrap();
     assert_eq!(gif.pixel(0, 0), gif.pixel(1, 0));
+}
+
+#[test]
+fn visible_colors_have_a_mean_and_a_spread() {
+    let look =
+        |bytes: &[u8]| visible_colors(bytes, &DecodeLimits::default(), &Levels::default()).unwrap();
+    let eight: DynamicImage = image::RgbaImage::from_raw(3, 1, HIDDEN.concat()).unwrap().into();
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Tiff] {
+        let found = look(&encode(&eight, format)).unwrap();
+        let means = [100.130_548, 100.0, 133.159_269];
+        assert!(found.mean.iter().zip(means).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?}");
+        // Two colors with the weights 128 and 255, 250 from each other.
+        let spread = 250.0 * (128.0_f64 * 255.0).sqrt() / 383.0;
+        assert!((found.spread - spread).abs() < 1e-6, "{found:?}");
+        assert!((found.transparency - (1.0 - 383.0 / 765.0)).abs() < 1e-9, "{found:?}");
+    }
+    let deep: Vec<u16> = vec![100, 65_535, 200, 0];
+    let deep = image::ImageBuffer::<image::LumaA<u16>, _>::from_raw(2, 1, deep).unwrap();
+    let levels = Levels::default().with(SampleType::Uint16, [0.0, 255.0]);
+    let bytes = encode(&deep.into(), ImageFormat::Png);
+    let found = visible_colors(&bytes, &DecodeLimits::default(), &levels).unwrap().unwrap();
+    assert_eq!((found.mean, found.spread, found.transparency), ([100.0; 3], 0.0, 0.5));
+
+    let plain = DynamicImage::from(RgbImage::from_pixel(2, 2, Rgb([9, 8, 7])));
+    for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Tiff] {
+        assert_eq!(look(&encode(&plain, format)), None, "{format:?}");
+    }
+    let clear = image::RgbaImage::from_pixel(3, 2, image::Rgba([10, 20, 30, 0])).into();
+    assert_eq!(look(&encode(&clear, ImageFormat::Png)), None);
+    // A transparent color, in a chunk between the header and the data.
+    let mut bytes = encode(&plain, ImageFormat::Png);
+    let body = [b"tRNS".as_slice(), &[0, 1, 0, 2, 0, 3]].concat();
+    let chunk = [&6u32.to_be_bytes()[..], &body, &crc32(&body).to_be_bytes()].concat();
+    bytes.splice(33..33, chunk);
+    let found = look(&bytes).unwrap();
+    assert_eq!((found.mean, found.spread, found.transparency), ([9.0, 8.0, 7.0], 0.0, 0.0));
 }
 
 #[test]

@@ -90,6 +90,16 @@ pub(super) fn decode(
     Ok((raster, orientation.unwrap_or(Orientation::NoTransforms)))
 }
 
+/// Whether the first image of a file has alpha.
+pub(super) fn has_alpha(bytes: &[u8], limits: &DecodeLimits) -> Result<bool, DecodeError> {
+    let bytes = as_gray(bytes)?;
+    let mut file = File::open(&bytes.bytes, limits)?;
+    let colors = colors(bytes.photometric, file.number(Tag::Compression)?.unwrap_or(1))?;
+    let samples = file.number(Tag::SamplesPerPixel)?.unwrap_or(1) as usize;
+    let (_, alpha) = channels(colors, samples, &file.numbers(Tag::ExtraSamples)?)?;
+    Ok(alpha != Alpha::None)
+}
+
 /// The bytes of a file that says "gray, zero is black", with the highest bit of each byte first.
 struct AsGray<'a> {
     bytes: Cow<'a, [u8]>,

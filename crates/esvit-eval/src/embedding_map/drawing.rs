@@ -1,6 +1,6 @@
 //! Draws a map.
 
-use esvit_data::{Image, PngError, Source, encode_png};
+use esvit_data::{Conversion, Image, PngError, Source, encode_png};
 use rayon::prelude::*;
 
 use super::colors::{ClassColors, PALETTE};
@@ -28,11 +28,16 @@ const LEGEND_COUNT: f64 = 48.0;
 
 /// Draws images at their coordinates as thumbnails if there is room, else as dots. Classes are
 /// colored, with a legend for up to twelve of them. There are no axes: coordinates have no meaning
-/// of their own. Thumbnails come from `source`; `about` is a subtitle.
+/// of their own. Thumbnails come from `source`, loaded as `conversion` says; `about` is a subtitle.
 ///
 /// # Errors
 /// [`PngError`] if a thumbnail cannot be encoded.
-pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Drawing, PngError> {
+pub fn draw(
+    map: &EmbeddingMap,
+    source: &dyn Source,
+    conversion: &Conversion,
+    about: &str,
+) -> Result<Drawing, PngError> {
     let has_legend = (1..=PALETTE.len()).contains(&map.classes.len());
     let title = format!("{} map of view features", map.layout.method.name());
     let names = map.classes.iter().map(|class| text_width(class, 12.0));
@@ -50,7 +55,7 @@ pub fn draw(map: &EmbeddingMap, source: &dyn Source, about: &str) -> Result<Draw
     let shown = select_non_overlapping(&coords, side + 2.0 * FRAME + GAP);
     let load = |&index: &usize| {
         let pixels = (THUMBNAIL_SCALE * side).round() as u32;
-        let thumbnail = load_thumbnail(source, map.points[index].image, pixels);
+        let thumbnail = load_thumbnail(source, map.points[index].image, conversion, pixels);
         thumbnail.map(|thumbnail| (index, thumbnail))
     };
     let thumbnails: Vec<(usize, Image)> = shown.par_iter().filter_map(load).collect();
@@ -191,7 +196,8 @@ mod tests {
         let points = vec![of("cat", 0.0), of("cat", 1.0), of("cat", 2.0), of("dog", 3.0)];
         let source = crate::testing::Images::labeled(vec![(0, crate::testing::noise(9, 9, 1))]);
         let map = map(&["cat", "dog"], points);
-        let svg = draw(&map, &source, "about").unwrap().svg();
+        let usual = Conversion::default();
+        let svg = draw(&map, &source, &usual, "about").unwrap().svg();
         for part in
             [">cat<", ">3<", ">dog<", ">1<", "70.0 % of the variance across, 20.0 % upwards"]
         {
@@ -200,8 +206,21 @@ mod tests {
         assert_eq!(svg.matches("<image").count(), 4);
         // Without classes there is no room for a legend.
         let plain = EmbeddingMap { classes: vec![], ..map };
-        let [width, _] = draw(&plain, &source, "about").unwrap().size();
+        let [width, _] = draw(&plain, &source, &usual, "about").unwrap().size();
         assert_eq!(width, WIDTH + 2.0 * MARGIN);
+    }
+
+    #[test]
+    fn images_are_drawn_as_the_network_was_shown_them() {
+        use crate::testing::{Images, Scans, plain};
+        use esvit_data::{Levels, SampleType};
+
+        let map = map(&[], vec![point(0.0, 0.0)]);
+        let levels = Levels::default().with(SampleType::Uint16, [0.0, 4095.0]);
+        let shown = Conversion { levels, ..Conversion::default() };
+        let white = Images::labeled(vec![(0, plain([255; 3]))]);
+        let svg = |source: &dyn Source| draw(&map, source, &shown, "about").unwrap().svg();
+        assert_eq!(svg(&Scans(1)), svg(&white));
     }
 
     #[test]

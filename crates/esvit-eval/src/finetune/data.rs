@@ -48,6 +48,11 @@ impl<'a> Batches<'a> {
         Self { conversion, ..self }
     }
 
+    /// Number of images that could not be read so far.
+    pub fn left_out(&self) -> usize {
+        self.broken.len()
+    }
+
     /// Number of batches per epoch, including the last partial one.
     pub fn per_epoch(&self) -> u64 {
         self.set.images.len().div_ceil(self.size) as u64

@@ -98,6 +98,8 @@ pub struct Finetuned {
     pub steps: u64,
     /// Results of all epochs, at least one.
     pub epochs: Vec<EpochResult>,
+    /// Numbers of training and of query images, without those that could not be read.
+    pub images: (usize, usize),
 }
 
 impl Finetuned {
@@ -138,7 +140,7 @@ pub fn finetune(
     let schedule = settings.schedule(batches.per_epoch(), batches.size);
     let (mut step, steps) = (0, schedule.total_steps);
     let run = RunLength { total_steps: steps, steps_per_epoch: batches.per_epoch() };
-    let mut epochs = Vec::new();
+    let (mut epochs, mut queries) = (Vec::new(), 0);
     for epoch in 0..settings.epochs {
         let (mut loss_sum, mut images_seen, mut lr) = (0.0, 0, 0.0);
         for images in batches.order(epoch).chunks(batches.size) {
@@ -174,6 +176,7 @@ pub fn finetune(
         let (network, student) = (learner.network.backbone(), &learner.student);
         let (accuracy, left_out) = evaluate(network, &head, student, preprocess, &task.queries)
             .map_err(|error| FinetuneError::NotFinite(error.to_string()))?;
+        queries = task.queries.images.len() - left_out.len();
         if epoch == 0 && !left_out.is_empty() {
             observer(&Event::SkippedImage(&left_out));
         }
@@ -183,7 +186,8 @@ pub fn finetune(
         observer(&Event::Epoch(&result));
         epochs.push(result);
     }
-    Ok(Finetuned { params: learner.student, steps: step, epochs })
+    let images = (task.train.images.len() - batches.left_out(), queries);
+    Ok(Finetuned { params: learner.student, steps: step, epochs, images })
 }
 
 fn unreadable(set: &str, images: &LabeledSet) -> FinetuneError {

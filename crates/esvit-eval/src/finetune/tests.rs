@@ -142,7 +142,7 @@ fn best_is_the_first_of_the_highest() {
     });
     let (backbone, epochs) = (backbone(), epochs.collect());
     let (started, _) = learner(&backbone, 2, &quick(1));
-    let end = Finetuned { params: started.student, steps: 4, epochs };
+    let end = Finetuned { params: started.student, steps: 4, epochs, images: (1, 1) };
     assert_eq!((end.best().epoch, end.last().epoch), (2, 4));
     assert_eq!((end.best().accuracy.top1, end.last().accuracy.top1), (70.0, 50.0));
 }

@@ -12,6 +12,8 @@ use esvit_model::features::{Features, NotFinite, SkippedImage, view_forward, zer
 pub struct KnnResults {
     /// One per number of neighbors.
     pub accuracies: Vec<Accuracy>,
+    /// Numbers of training and of query images, without those that were left out.
+    pub images: (usize, usize),
     /// Images that could not be read.
     pub left_out: Vec<SkippedImage>,
     /// Names of images whose features are all zero: they are equally similar to every image.
@@ -67,8 +69,9 @@ fn measure(
     };
     let mut sides = [side(&task.train)?, side(&task.queries)?];
     let accuracies = classify(&sides[0].rows, &sides[1].rows, ks, temperature)?;
+    let images = (sides[0].images.len(), sides[1].images.len());
     let left_out = sides.iter_mut().flat_map(|side| side.left_out.drain(..)).collect();
-    Ok(KnnResults { accuracies, left_out, zeros })
+    Ok(KnnResults { accuracies, images, left_out, zeros })
 }
 
 #[cfg(test)]
@@ -123,5 +126,6 @@ mod tests {
             accuracy(&task, networks, &backbone.preprocess, &[1], 0.07, |n| seen += n).unwrap();
         assert_eq!((measured.accuracies[0].top1, seen), (100.0, 13));
         assert_eq!((measured.left_out.len(), &*measured.left_out[0].name), (1, "broken"));
+        assert_eq!(measured.images, (6, 6));
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 
-use esvit_data::{Image, Source, evenly_spaced, list_reasons};
+use esvit_data::{Conversion, Image, Source, evenly_spaced, list_reasons};
 use esvit_kernels::rng::Rng;
 use serde::Serialize;
 
@@ -99,18 +99,18 @@ pub enum NeighborsError {
     NotFinite(#[from] NotFinite),
 }
 
-/// Finds the neighbors in `gallery` of queries from `queries`, or from the gallery itself. An image
-/// is never its own neighbor, even if both sets contain the same file. `done` is called with the
-/// number of images processed in each batch.
-///
-/// # Errors
-/// [`NeighborsError`] if no query can be read, the gallery has no other image, or features are not
 /// What is wrong with images that were left out.
 fn reasons(features: &Features) -> String {
     let images = features.left_out.iter().map(|image| (&image.name, &image.reason));
     list_reasons(images, features.left_out.len())
 }
 
+/// Finds the neighbors in `gallery` of queries from `queries`, or from the gallery itself. An image
+/// is never its own neighbor, even if both sets contain the same file. `done` is called with the
+/// number of images processed in each batch.
+///
+/// # Errors
+/// [`NeighborsError`] if no query can be read, the gallery has no other image, or features are not
 /// finite.
 pub fn find(
     backbone: &PretrainedBackbone,
@@ -146,15 +146,17 @@ pub fn find(
     let has_classes = queries.is_some() || classes.len() < base.rows.labels.len();
     // One more, since an image finds itself.
     let found = nearest(&base.rows, &query.rows, options.k + 1);
+    // Images are drawn as the network was shown them.
+    let shown = backbone.preprocess.conversion();
     let row = |(found, &index): (&Vec<Neighbor>, &usize)| {
         let query = SourceImage { source, index };
         let image = |row: usize| SourceImage { source: &gallery.source, index: base.images[row] };
         let others = found.iter().filter(|near| !query.is(&image(near.row))).take(options.k);
         let neighbors = others.map(|&Neighbor { row, similarity }| NeighborImage {
-            entry: image(row).entry(has_classes),
+            entry: image(row).entry(has_classes, &shown),
             similarity,
         });
-        Row { neighbors: neighbors.collect(), query: query.entry(has_classes) }
+        Row { neighbors: neighbors.collect(), query: query.entry(has_classes, &shown) }
     };
     let rows: Vec<Row> = found.iter().zip(&query.images).map(row).collect();
     if rows.iter().all(|row| row.neighbors.is_empty()) {
@@ -191,12 +193,12 @@ struct SourceImage<'a> {
 }
 
 impl SourceImage<'_> {
-    fn entry(&self, with_class: bool) -> ImageEntry {
+    fn entry(&self, with_class: bool, shown: &Conversion) -> ImageEntry {
         let class = class_name(&**self.source, self.index).filter(|_| with_class);
         ImageEntry {
             name: self.source.name(self.index),
             class: class.map(str::to_owned),
-            thumbnail: load_thumbnail(&**self.source, self.index, THUMBNAIL),
+            thumbnail: load_thumbnail(&**self.source, self.index, shown, THUMBNAIL),
         }
     }
 
@@ -243,7 +245,8 @@ fn select_features(features: &Features, options: QueryOptions) -> Features {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Images, backbone, noise};
+    use crate::testing::{Images, Scans, backbone, noise};
+    use esvit_data::{Levels, SampleType};
 
     fn names(row: &Row) -> Vec<&str> {
         row.neighbors.iter().map(|found| found.entry.name.as_str()).collect()
@@ -309,6 +312,20 @@ mod tests {
         set.list[0].2 = None;
         let found = find(set).unwrap();
         assert_eq!((found.images, found.rows.len(), found.left_out.len()), (3, 3, 1));
+    }
+
+    #[test]
+    fn images_are_drawn_as_the_network_was_shown_them() {
+        let mut backbone = backbone(1);
+        backbone.preprocess.range = Levels::default().with(SampleType::Uint16, [0.0, 4095.0]);
+        let set = LabeledSet::all(Arc::new(Scans(3)));
+        let options = QueryOptions { rows: 1, k: 2, seed: None };
+        let found = find(&backbone, &set, None, options, |_| ()).unwrap();
+        let Row { query, neighbors } = &found.rows[0];
+        let entries = neighbors.iter().map(|near| &near.entry).chain([query]);
+        let shown: Vec<_> = entries.map(|entry| entry.thumbnail.as_ref().unwrap()).collect();
+        assert_eq!(shown.len(), 3);
+        assert!(shown.iter().all(|image| image.pixel(9, 9) == Some([255; 3])));
     }
 
     /// Two lists of one folder are not the same list, but the same files.

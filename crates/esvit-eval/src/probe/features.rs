@@ -101,6 +101,13 @@ pub struct SplitFeatures {
     pub left_out: Vec<SkippedImage>,
 }
 
+impl SplitFeatures {
+    /// Numbers of training and of query images, without those that were left out.
+    pub fn images(&self) -> (usize, usize) {
+        (self.train.len(), self.queries.len())
+    }
+}
+
 impl From<LabeledTask> for ProbeTask {
     fn from(task: LabeledTask) -> Self {
         Self { task, labels: None }

@@ -1,8 +1,8 @@
 //! Training crops of some images.
 
-use esvit_data::{Image, PngError, encode_png, printable};
+use esvit_data::{Image, PngError, encode_png};
 
-use super::figures::Figure;
+use super::figures::{Figure, left_out};
 use super::run::Run;
 use crate::preview;
 use esvit_draw::Drawing;
@@ -22,11 +22,7 @@ pub(super) fn figure(run: &Run) -> Figure {
     let source = run.source.as_ref().map_err(String::clone)?;
     let config = run.config.as_ref().ok_or("the settings of the run cannot be read")?;
     let crops = preview::crops(config, source.as_ref(), IMAGES, 0)?;
-    let left_out = crops.left_out.iter().map(|image| {
-        let name = printable(&image.name);
-        format!("\nleft out: `{name}`: {}", image.reason)
-    });
-    let text = caption(run) + &left_out.collect::<String>();
+    let text = caption(run) + &left_out(&crops.left_out);
     let drawing = drawing(&crops.rows)?;
     Ok((text, drawing))
 }

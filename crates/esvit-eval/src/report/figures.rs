@@ -4,8 +4,10 @@ use std::error::Error;
 
 use super::run::Run;
 use super::{Section, crops, learned, missing};
+use esvit_data::printable;
 use esvit_draw::Drawing;
 use esvit_draw::html::message_html;
+use esvit_model::features::SkippedImage;
 
 /// Caption and drawing, or why there is none; text with backticks.
 pub(super) type Figure = Result<(String, Drawing), Box<dyn Error>>;
@@ -20,6 +22,14 @@ pub(super) fn sections(run: &Run) -> [Section; 5] {
         ("regions", "Region features", learned::regions(run)),
     ]
     .map(|(anchor, title, figure)| (anchor, title, body(figure)))
+}
+
+/// What a caption says of images that could not be read, a line each.
+pub(super) fn left_out(images: &[SkippedImage]) -> String {
+    let line = |image: &SkippedImage| {
+        format!("\nleft out: `{}`: {}", printable(&image.name), image.reason)
+    };
+    images.iter().map(line).collect()
 }
 
 fn body(figure: Figure) -> String {

@@ -11,27 +11,46 @@ const MIN_CHECKS: usize = 5;
 pub(super) fn findings(run: &Run) -> Vec<String> {
     // Of weights to begin with that stayed the best, the network untrained is no measure.
     let learned = kept_beginning(run).or_else(|| no_better(run));
-    let found = [not_finite(run), collapse(run), learned, unfinished(run)];
+    let found = [failed(run), not_finite(run), collapse(run), learned, unfinished(run)];
     found.into_iter().flatten().collect()
 }
 
+/// The error that the run ended with, which has a hint of its own.
+fn failed(run: &Run) -> Option<String> {
+    let error = run.error.as_ref()?;
+    Some(format!("the run ended with an error, after {}: {error}", run.progress()))
+}
+
+/// Steps whose loss was not finite, counted as the run counts them.
+fn failed_steps(run: &Run) -> Vec<u64> {
+    let step = |name: &String| {
+        let step = name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?;
+        step.parse::<u64>().ok()
+    };
+    run.failures.iter().filter_map(step).collect()
+}
+
+/// Whether the run has ended in a step whose loss was not finite: none after it is logged.
+fn is_at_failure(run: &Run) -> bool {
+    failed_steps(run).last().is_some_and(|&step| step >= run.metrics.steps_done())
+}
+
 fn not_finite(run: &Run) -> Option<String> {
-    if run.failures.is_empty() {
+    // The error says it, if it is the last.
+    if run.failures.is_empty() || run.error.is_some() {
         return None;
     }
-    let step = |name: &String| -> Option<String> {
-        let step = name.strip_suffix("-state.safetensors")?.strip_prefix("step=")?;
-        Some((step.parse::<u64>().ok()? + 1).to_string())
-    };
-    let steps: Vec<String> = run.failures.iter().filter_map(step).collect();
+    let steps: Vec<String> = failed_steps(run).iter().map(u64::to_string).collect();
     let when = match steps.as_slice() {
         [] => "of a step".into(),
         steps => format!("of step {}", steps.join(", ")),
     };
+    let hint = "\nhint: lower `optim.lr`, or lengthen `optim.warmup`, and start again with \
+                `--init-from` the last good checkpoint";
+    let has_gone_on = !steps.is_empty() && !is_at_failure(run);
+    let then = if has_gone_on { "; the run has gone on since" } else { hint };
     Some(format!(
-        "the loss {when} was not finite: its inputs and the state before it are in `failures/`\n\
-         hint: lower `optim.lr`, or lengthen `optim.warmup`, and start again with \
-         `--init-from` the last good checkpoint"
+        "the loss {when} was not finite: its inputs and the state before it are in `failures/`{then}"
     ))
 }
 
@@ -39,17 +58,15 @@ fn collapse(run: &Run) -> Option<String> {
     let settings = run.config.as_ref()?.objective.settings();
     let looks = run.metrics.steps.iter().map(|line| settings.collapse(&|name| line.get(name)));
     let looks: Vec<Option<Collapse>> = looks.collect();
-    let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
-    let now = last.iter().copied().reduce(|a, b| a.and(b)).flatten();
-    if let Some(collapse) = now.filter(|_| last.len() == MIN_CHECKS) {
-        return Some(collapse.advice.into());
-    }
+    // What the run itself has warned of last.
     let mut watch = CollapseDetector::default();
-    let warned = looks.iter().any(|look| watch.look(*look).is_some());
-    warned.then(|| {
-        let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
-        format!("{whose} outputs were collapsed for some time; it has recovered since")
-    })
+    let told = looks.iter().fold(None, |told, look| watch.look(*look).or(told))?;
+    let last = &looks[looks.len().saturating_sub(MIN_CHECKS)..];
+    if last.len() == MIN_CHECKS && last.iter().all(Option::is_some) {
+        return Some(told.advice_for(&run.path));
+    }
+    let whose = if run.evaluates_teacher() { "the teacher's" } else { "the network's" };
+    Some(format!("{whose} outputs were collapsed for some time; it has recovered since"))
 }
 
 fn kept_beginning(run: &Run) -> Option<String> {
@@ -66,13 +83,17 @@ fn no_better(run: &Run) -> Option<String> {
         format!(
             "k-NN top-1 is {best:.1} %, no better than the {untrained:.1} % of the same network \
              untrained\n\
-             hint: train for longer, and check with `esvit data preview` that crops {check}"
+             hint: train for longer, and check with `esvit data preview --config {}` that crops \
+             {check}",
+            run.path.join("config.toml").display()
         )
     })
 }
 
 fn unfinished(run: &Run) -> Option<String> {
-    (run.is_finished() == Some(false)).then(|| {
+    // Resumed as it is, a run that failed would fail again.
+    let has_failed = run.error.is_some() || is_at_failure(run);
+    (run.is_finished() == Some(false) && !has_failed).then(|| {
         format!(
             "{} are done: the run is still going, or it was stopped\n\
              hint: `esvit resume {}` continues a stopped one",
@@ -87,6 +108,7 @@ mod tests {
     use super::*;
     use crate::report::run::{BEST, CheckpointFile, evaluated, example};
     use esvit_train::checkpoint::{Best, Measure};
+    use esvit_train::run::StepMetrics;
 
     fn first_finding(run: &Run) -> String {
         findings(run).join("\n\n")
@@ -145,39 +167,56 @@ mod tests {
         let mut run = example();
         run.epochs = 4;
         run.evaluations = vec![evaluated(2, 31.0, 30.0)];
-        assert!(first_finding(&run).contains("crops of one image overlap"));
+        let hint =
+            "with `esvit data preview --config runs/x/config.toml` that crops of one image overlap";
+        assert!(first_finding(&run).contains(hint), "{}", first_finding(&run));
         run.config.as_mut().unwrap().objective =
             esvit_train::objective::ObjectiveConfig::named("supervised").unwrap();
         assert!(first_finding(&run).contains("still show what their labels say"));
     }
 
     #[test]
-    fn failed_steps_are_counted_from_one() {
+    fn failed_steps_are_counted_as_the_run_counts_them() {
         let mut run = example();
-        run.failures = vec!["step=4-state.safetensors".into(), "step=4-views.safetensors".into()];
-        assert!(
-            first_finding(&run).starts_with("the loss of step 5 was not finite"),
-            "{}",
-            first_finding(&run)
-        );
+        // The log goes to step 40.
+        run.failures =
+            vec!["step=43-inputs.safetensors".into(), "step=43-state.safetensors".into()];
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of step 43 was not finite"), "{finding}");
+        assert!(finding.contains("hint: lower `optim.lr`"), "{finding}");
+        // To go on as it is would fail again.
+        assert!(!finding.contains("esvit resume"), "{finding}");
+        run.failures = vec!["step=4-state.safetensors".into()];
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of step 4 was not finite"), "{finding}");
+        assert!(finding.contains("; the run has gone on since\n\n2 of 4 epochs"), "{finding}");
         run.failures = vec!["else".into()];
-        assert!(
-            first_finding(&run).starts_with("the loss of a step was not finite"),
-            "{}",
-            first_finding(&run)
-        );
+        let finding = first_finding(&run);
+        assert!(finding.starts_with("the loss of a step was not finite"), "{finding}");
+    }
+
+    #[test]
+    fn what_a_run_ended_with_is_said_once() {
+        let mut run = example();
+        run.failures = vec!["step=43-state.safetensors".into()];
+        run.error = Some("step 43: the loss is NaN\nhint: lower it".into());
+        let expected = "the run ended with an error, after 2 of 4 epochs: step 43: the loss is NaN\n\
+                        hint: lower it";
+        assert_eq!(first_finding(&run), expected);
     }
 
     /// The last five records must agree; a collapse that has passed is reported as passed.
     #[test]
     fn a_collapse_is_reported_while_it_lasts() {
         let healthy = example().metrics.steps.swap_remove(0);
-        let mut collapsed = healthy.clone();
-        let figures = collapsed.objective.iter().map(|(name, value)| {
-            let entropy = ["teacher_entropy", "marginal_entropy"].contains(&name);
-            (name.to_owned(), if entropy { 0.1 } else { value })
-        });
-        collapsed.objective = figures.collect();
+        let of_entropy = |both: f64| {
+            let figures = healthy.objective.iter().map(|(name, value)| {
+                let entropy = ["teacher_entropy", "marginal_entropy"].contains(&name);
+                (name.to_owned(), if entropy { both } else { value })
+            });
+            StepMetrics { objective: figures.collect(), ..healthy.clone() }
+        };
+        let collapsed = of_entropy(0.1);
         let finding = |checks: &[(bool, usize)]| {
             let mut run = example();
             run.epochs = 4;
@@ -188,11 +227,16 @@ mod tests {
                 .collect();
             first_finding(&run)
         };
-        let advice = esvit_train::objective::esvit::CONSTANT.advice;
+        let advice = esvit_train::objective::esvit::CONSTANT.advice_for("runs/x".as_ref());
         assert_eq!(finding(&[(false, 3), (true, 5)]), advice);
         assert_eq!(finding(&[(false, 3), (true, 4)]), "");
         assert_eq!(finding(&[(true, 4), (false, 1), (true, 4)]), "");
         assert!(finding(&[(true, 6), (false, 1)]).ends_with("it has recovered since"));
         assert!(finding(&[(true, 6), (false, 1), (true, 4)]).ends_with("it has recovered since"));
+        // The largest entropy is 3.25: uniform now, which the run did not warn of again.
+        let mut run = example();
+        run.epochs = 4;
+        run.metrics.steps = [vec![collapsed.clone(); 6], vec![of_entropy(3.24); 3]].concat();
+        assert_eq!(first_finding(&run), advice);
     }
 }

@@ -3,15 +3,17 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use esvit_data::{Conversion, Image, Source, SourceError};
+use esvit_data::{Conversion, Image, Source, list_reasons};
 
-use super::figures::Figure;
+use super::figures::{Figure, left_out};
 use super::run::Run;
 use crate::attention::{self, Framing, MASS};
 use crate::labeled::LabeledSet;
 use crate::matching::{self, MatchSettings};
 use crate::neighbors::{self, QueryOptions};
 use crate::pca::{self, ColorMap, RegionImage, Upsampling};
+use crate::preview::PreviewError;
+use esvit_model::features::SkippedImage;
 use esvit_model::{OpenOptions, PretrainedBackbone};
 
 /// Maximum size of the gallery, to bound the time that a report takes.
@@ -20,6 +22,8 @@ const GALLERY: usize = 1000;
 const NEIGHBORS: QueryOptions = QueryOptions { rows: 5, k: 6, seed: None };
 /// Number of images for region features.
 const REGION_IMAGES: usize = 6;
+/// Most images that are tried in the place of one.
+const TRIES: usize = 20;
 
 /// Nearest neighbors of some images.
 pub(super) fn neighbors(run: &Run) -> Figure {
@@ -42,33 +46,34 @@ pub(super) fn neighbors(run: &Run) -> Figure {
 /// Matching regions of two views of an image.
 pub(super) fn matches(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) =
-        sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
+    let sample = Sample::of(&*source, 1, &backbone.preprocess.conversion())?;
+    let (_, image) = &sample.images[0];
     let settings = MatchSettings::usual(&backbone);
-    let found = matching::two_views(&backbone, &image, 0, &settings)?;
+    let found = matching::two_views(&backbone, image, 0, &settings)?;
     let task = if run.matches_regions() { ", the task that L_R trains" } else { "" };
     let text = format!(
         "The most similar pairs of regions of two views of an image{task}. A ring marks the region \
          most similar to its own view feature, a triangle the one most similar to the other view's."
     );
-    Ok((text, matching::draw(&found)?))
+    Ok((text + &left_out(&sample.left_out), matching::draw(&found)?))
 }
 
 /// Attention of all heads of the last block, for the center of an image.
 pub(super) fn attention(run: &Run) -> Figure {
     let (backbone, source) = open(run)?;
-    let (_, image) =
-        sample_images(&*source, 1, &backbone.preprocess.conversion()).swap_remove(0)?;
+    let sample = Sample::of(&*source, 1, &backbone.preprocess.conversion())?;
+    let (_, image) = &sample.images[0];
     let PretrainedBackbone { config, network, params, preprocess, .. } = &backbone;
     let patch = config.least_side();
     let input =
-        attention::InputImage::new(&image, preprocess, Framing::Center, preprocess.size(), patch)?;
+        attention::InputImage::new(image, preprocess, Framing::Center, preprocess.size(), patch)?;
     let block = config.blocks() - 1;
     let found =
         attention::query_attention(&**network, params, &input, input.center(), block, MASS)?;
     let text = "Attention of the center of an image in the last block, head by head, in \
                 descending order of entropy.";
-    Ok((text.into(), attention::draw(&input, &found)?))
+    let text = text.to_owned() + &left_out(&sample.left_out);
+    Ok((text, attention::draw(&input, &found)?))
 }
 
 /// Regions colored by principal components.
@@ -77,9 +82,9 @@ pub(super) fn regions(run: &Run) -> Figure {
     let stage = backbone.config.stages().len();
     let size = pca::Framing::default_size(&backbone, stage);
     let framing = pca::Framing { size, whole: false };
+    let sample = Sample::of(&*source, REGION_IMAGES, &backbone.preprocess.conversion())?;
     let mut images = Vec::new();
-    for image in sample_images(&*source, REGION_IMAGES, &backbone.preprocess.conversion()) {
-        let (name, image) = image?;
+    for (name, image) in sample.images {
         let regions = pca::region_map(&backbone, &image, framing, stage)?;
         images.push(RegionImage { name, regions });
     }
@@ -88,7 +93,7 @@ pub(super) fn regions(run: &Run) -> Figure {
     let drawing = pca::draw(&images, &colors, Upsampling::Sharp, &about)?;
     let text = "The first three principal components of the region features of these images \
                 as red, green and blue: regions with similar features have similar colors.";
-    Ok((text.into(), drawing))
+    Ok((text.to_owned() + &left_out(&sample.left_out), drawing))
 }
 
 /// The backbone and the images of the run.
@@ -99,17 +104,49 @@ fn open(run: &Run) -> Result<(PretrainedBackbone, Arc<dyn Source>), Box<dyn Erro
     Ok((backbone, source.clone()))
 }
 
-/// `count` images (at least one) with their names, evenly spaced.
-fn sample_images(
-    source: &dyn Source,
-    count: usize,
-    conversion: &Conversion,
-) -> Vec<Result<(String, Image), SourceError>> {
-    let count = count.clamp(1, source.len().max(1));
-    // From the middle of each part: the first image of a set is often atypical.
-    let places = (0..count).map(|part| (2 * part + 1) * source.len() / (2 * count));
-    let load = |index| Ok((source.name(index), source.load_as(index, conversion)?));
-    places.map(load).collect()
+/// Some images of a source.
+struct Sample {
+    /// Images with their names, one at least.
+    images: Vec<(String, Image)>,
+    /// Images that could not be read, in the place of which there are others.
+    left_out: Vec<SkippedImage>,
+}
+
+impl Sample {
+    /// `count` images (at least one), evenly spaced; fewer if no more can be read.
+    fn of(
+        source: &dyn Source,
+        count: usize,
+        conversion: &Conversion,
+    ) -> Result<Self, PreviewError> {
+        let count = count.clamp(1, source.len().max(1));
+        let mut sample = Self { images: Vec::new(), left_out: Vec::new() };
+        for part in 0..count {
+            // From the middle of each part: the first image of a set is often atypical.
+            let middle = (2 * part + 1) * source.len() / (2 * count);
+            let [start, end] = [part, part + 1].map(|part| part * source.len() / count);
+            for index in (middle..end).chain((start..middle).rev()).take(TRIES) {
+                let name = source.name(index);
+                match source.load_as(index, conversion) {
+                    Ok(image) => {
+                        sample.images.push((name, image));
+                        break;
+                    }
+                    Err(error) => {
+                        let reason = error.reason();
+                        sample.left_out.push(SkippedImage { index, name, reason });
+                    }
+                }
+            }
+        }
+        if sample.images.is_empty() {
+            let tried = sample.left_out.len();
+            let reasons = sample.left_out.iter().map(|image| (&image.name, &image.reason));
+            let reasons = list_reasons(reasons, tried);
+            return Err(PreviewError::NothingReadable { tried, reasons });
+        }
+        Ok(sample)
+    }
 }
 
 #[cfg(test)]
@@ -117,18 +154,42 @@ mod tests {
     use super::*;
     use crate::testing::{Images, noise};
 
+    fn sample(source: &Images, count: usize) -> Result<Sample, PreviewError> {
+        Sample::of(source, count, &Conversion::default())
+    }
+
+    fn names(source: &Images, count: usize) -> Vec<String> {
+        sample(source, count).unwrap().images.into_iter().map(|(name, _)| name).collect()
+    }
+
     #[test]
     fn images_are_taken_from_the_middle_of_each_part() {
         let source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
-        let names = |count| {
-            let name = |image: Result<(String, Image), SourceError>| image.unwrap().0;
-            sample_images(&source, count, &Conversion::default())
-                .into_iter()
-                .map(name)
-                .collect::<Vec<String>>()
+        assert_eq!(
+            (names(&source, 2), names(&source, 1)),
+            (vec!["3".into(), "9".into()], vec!["6".to_owned()])
+        );
+        let counts = [12, 50, 0].map(|count| names(&source, count).len());
+        assert_eq!(counts, [12, 12, 1]);
+        assert!(sample(&Images::default(), 3).is_err());
+    }
+
+    #[test]
+    fn another_image_is_taken_for_one_that_cannot_be_read() {
+        let mut source = Images::labeled((0..12).map(|i| (0, noise(4, 4, i))).collect());
+        let broken = |source: &mut Images, images: &[usize]| {
+            images.iter().for_each(|&index| source.list[index].2 = None);
         };
-        assert_eq!((names(2), names(1)), (vec!["3".into(), "9".into()], vec!["6".to_owned()]));
-        assert_eq!((names(12).len(), names(50).len(), names(0).len()), (12, 12, 1));
-        assert!(sample_images(&Images::default(), 3, &Conversion::default())[0].is_err());
+        broken(&mut source, &[3, 4, 5, 9]);
+        // The next of the part, or else the one before.
+        assert_eq!(names(&source, 2), ["2", "10"]);
+        let left_out = sample(&source, 2).unwrap().left_out;
+        let left_out: Vec<&str> = left_out.iter().map(|image| image.name.as_str()).collect();
+        assert_eq!(left_out, ["3", "4", "5", "9"]);
+        broken(&mut source, &[0, 1, 2]);
+        assert_eq!(names(&source, 2), ["10"], "a part without any");
+        broken(&mut source, &[6, 7, 8, 10, 11]);
+        let error = sample(&source, 2).err().unwrap().to_string();
+        assert!(error.starts_with("none of the 12 images that were tried can be read"), "{error}");
     }
 }

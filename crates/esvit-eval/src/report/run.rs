@@ -41,6 +41,8 @@ pub(super) struct Run {
     pub(super) checkpoints: Vec<CheckpointFile>,
     /// Names of the files in `failures/`.
     pub(super) failures: Vec<String>,
+    /// The error that it ended with, by its log.
+    pub(super) error: Option<String>,
     /// The training images, if still available.
     pub(super) source: Result<Arc<dyn Source>, String>,
     /// The device that runs the network.
@@ -89,6 +91,8 @@ impl Run {
             reader.ok_or_record("eval/results.jsonl", record::read(path)).unwrap_or_default();
         let checkpoints = reader.checkpoints();
         let failures = reader.names("failures");
+        let log = read_regular(&path.join("train.log")).unwrap_or_default();
+        let error = last_error(&String::from_utf8_lossy(&log));
         let source = match &config {
             Some(config) => preview::source(config).map_err(|error| {
                 reader.problems.push(format!("the training images: {error}"));
@@ -107,6 +111,7 @@ impl Run {
             evaluations: latest(evaluations),
             checkpoints,
             failures,
+            error,
             source,
             device,
             problems: reader.problems,
@@ -286,6 +291,19 @@ fn epochs_done(log: &str) -> u64 {
     log.lines().filter_map(epoch).max().map_or(0, |last| last + 1)
 }
 
+/// The error that a run ended with, by its `train.log`. An error is the last that a run says, and the
+/// lines of what is said at once have one time.
+fn last_error(log: &str) -> Option<String> {
+    let (time, _) = log.lines().next_back()?.split_once(' ')?;
+    let said = |line: &str| -> Option<String> {
+        Some(line.strip_prefix(time)?.strip_prefix(' ')?.to_owned())
+    };
+    let mut lines: Vec<String> = log.lines().rev().map_while(said).collect();
+    lines.reverse();
+    let first = lines.iter().rposition(|line| line.starts_with("error: "))?;
+    Some(lines[first..].join("\n").replacen("error: ", "", 1))
+}
+
 /// The latest record of each evaluation, task, checkpoint, network and settings, in order of first
 /// occurrence.
 fn latest(records: Vec<EvalRecord>) -> Vec<EvalRecord> {
@@ -372,6 +390,7 @@ pub(super) fn example() -> Run {
         evaluations: Vec::new(),
         checkpoints: Vec::new(),
         failures: Vec::new(),
+        error: None,
         source: Err("gone".into()),
         device: Device::Cpu,
         problems: Vec::new(),
@@ -467,6 +486,21 @@ mod tests {
         assert!(!run.has_teacher() && !run.matches_regions() && !run.evaluates_teacher());
         run.config.as_mut().unwrap().objective = ObjectiveConfig::named("byol").unwrap();
         assert!(run.has_teacher() && !run.evaluates_teacher());
+    }
+
+    #[test]
+    fn the_error_that_ended_a_run_is_the_last_that_its_log_says() {
+        let failed = "10:00 101 images\n10:01 error: step 4: the loss is NaN\n10:01 inputs in `x`\n\
+                      10:01 hint: lower it\n";
+        let error = "step 4: the loss is NaN\ninputs in `x`\nhint: lower it";
+        assert_eq!(last_error(failed).as_deref(), Some(error));
+        // The run that went on, and one that has no error.
+        assert_eq!(last_error(&format!("{failed}10:02 going on after step 3\n")), None);
+        let again = format!("{failed}10:02 101 images\n10:02 error: no room");
+        assert_eq!(last_error(&again).as_deref(), Some("no room"));
+        for log in ["", "\n", "x", "10:00 a note with error: in it\n"] {
+            assert_eq!(last_error(log), None, "{log}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn settings(record: &EvalRecord) -> Value {
         "linear" => of(&["solver", "standardize", "augment", "refit", "seed", "shots", "probe"]),
         "finetune" => of(&["settings"]),
         "transfer" => of(&["solver", "probe"]),
-        "attention" => of(&["images"]),
+        "attention" | "retrieval" => of(&["images"]),
         "correspondence" => of(&["geometry", "scale", "pairs", "size", "stage", "seed"]),
         _ => Map::new(),
     };
@@ -58,6 +58,8 @@ pub(super) fn settings_in_words(record: &EvalRecord) -> Vec<String> {
                     }
                 }),
                 _ if ["k", "sets", "against"].contains(&&key[..]) => {}
+                // The note has them.
+                _ if key == "images" && record.evaluation == "retrieval" => {}
                 value => words.extend(word(key, value)),
             }
         }
@@ -96,6 +98,7 @@ pub(super) fn results(record: &EvalRecord) -> Option<String> {
         "transfer" => transfer(results),
         "attention" => attention(results),
         "correspondence" => correspondence(results),
+        "retrieval" => retrieval(results),
         _ => None,
     }
 }
@@ -320,6 +323,19 @@ fn transfer(results: &Value) -> Option<String> {
     Some(html)
 }
 
+/// One row per kind of features.
+fn retrieval(results: &Value) -> Option<String> {
+    let row = |row: &Value| -> Option<Vec<String>> {
+        Some(vec![plain(row.get("features")?), format!("{} %", digits(row.get("top1")?, 1)?)])
+    };
+    let rows = results.get("results")?.as_array()?;
+    let rows: Vec<Vec<String>> = rows.iter().map(row).collect::<Option<_>>()?;
+    let images = count(results, "images")?;
+    let text =
+        format!("How often the other crop of an image is found among those of {images} images.");
+    Some(table(&head(["Features", "Found"]), &rows, 1) + &note(&text))
+}
+
 /// One row per block, for each network.
 fn attention(results: &Value) -> Option<String> {
     let mut html = block_table(results.get("blocks")?)?;
@@ -531,6 +547,25 @@ mod tests {
         assert_eq!(rows(&html)[1], ["trained", "0.500 [0.400, 0.600]", "9.0 [8.9, 9.1]", "0.250"]);
         assert!(html.contains("PCK@0.05") && html.contains("7 x 8 cells"), "{html}");
         assert!(settings_in_words(&shown).contains(&"scale 0.4 1.0".to_owned()));
+    }
+
+    #[test]
+    fn other_crops_that_are_found() {
+        let row = |features: &str, top1: f64| json!({"features": features, "top1": top1});
+        let found = |images: u64| {
+            record(
+                "retrieval",
+                json!({"data": "`photos`", "images": images, "results": [
+                    row("raw pixels", 1.5), row("untrained", 2.34375), row("trained", 97.0)]}),
+            )
+        };
+        let html = super::results(&found(1280)).unwrap();
+        assert_eq!(rows(&html)[0], ["Features", "Found"]);
+        assert_eq!(rows(&html)[2..], [vec!["untrained", "2.3 %"], vec!["trained", "97.0 %"]]);
+        assert!(html.contains("among those of 1,280 images"), "{html}");
+        assert_eq!(settings_in_words(&found(1280)), [""; 0]);
+        // Among fewer images more are found by chance.
+        assert_ne!(settings(&found(1280)), settings(&found(128)));
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Config {
         };
         Preprocess {
             range: self.data.range.levels(),
-            background: self.data.background,
+            background: self.data.background.background(),
             ..Preprocess::new(crop, self.knn.resize, &self.views)
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use esvit_data::{Background, Folders, MAX_WORKERS, RangeSetting};
+use esvit_data::{BackgroundSetting, Folders, MAX_WORKERS, RangeSetting};
 use esvit_nn::ops::Precision;
 use esvit_nn::{BackboneConfig, zoo};
 use esvit_settings::describe::{Describe, Value, one_of};
@@ -39,8 +39,9 @@ settings! {
         /// numbers); or `[low, high]`.
         pub range: RangeSetting = RangeSetting::Auto,
         /// What transparent pixels show: `mean`, the mean color of the visible ones, or `[r, g, b]`
-        /// from 0 to 255.
-        pub background: Background = Background::Mean,
+        /// from 0 to 255; `auto` chooses white, black or gray where that would hide images of a
+        /// sample, and else `mean`.
+        pub background: BackgroundSetting = BackgroundSetting::Auto,
         /// Larger images are shrunk to this shorter side, in pixels, when they are read: crops of
         /// them are made faster, and more images fit the cache. 0 for none.
         pub max_side: u32 = 0,

@@ -14,7 +14,7 @@ use crate::objective::supervised::SupervisedConfig;
 use crate::optim::{ClipScope, Decayed, OptimizerKind};
 use crate::schedule::{LrScaling, LrScheduleKind};
 use crate::span::{RunLength, Span, Time};
-use esvit_data::{Background, RangeSetting};
+use esvit_data::{Background, BackgroundSetting, RangeSetting};
 use esvit_nn::BackboneConfig;
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::head::HeadConfig;
@@ -1006,7 +1006,7 @@ fn defaults_are_the_published_settings() {
         // The limit of Pillow, above which it warns of a bomb.
         max_pixels: 178_956_970,
         range: RangeSetting::Auto,
-        background: Background::Mean,
+        background: BackgroundSetting::Auto,
         max_side: 0,
         cache_mb: 512,
     };

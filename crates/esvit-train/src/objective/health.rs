@@ -1,5 +1,7 @@
 //! Health of a training run: does the network's output still depend on the image?
 
+use std::path::Path;
+
 use esvit_nn::{Tensor, ops};
 
 /// Statistics of the networks on one batch.
@@ -37,28 +39,70 @@ pub struct Collapse {
     pub advice: &'static str,
 }
 
+/// What an advice calls the command that draws crops.
+const PREVIEW: &str = "`esvit data preview`";
+
+impl Collapse {
+    /// The advice for a run in this folder: the command that draws crops is given its settings, without
+    /// which it would draw others.
+    pub fn advice_for(&self, run: &Path) -> String {
+        let settings = run.join("config.toml");
+        let preview = format!("`esvit data preview --config {}`", settings.display());
+        self.advice.replace(PREVIEW, &preview)
+    }
+}
+
+/// Outputs that recover and collapse again in another way: what helps against one way leads to the
+/// other.
+pub const UNSTABLE: Collapse = Collapse {
+    kind: "unstable",
+    advice: "the outputs have collapsed again, and in another way than before\n\
+             hint: lower `optim.lr`, or lengthen `optim.warmup`",
+};
+
 /// Detects collapse that lasts over several batches.
 #[derive(Debug, Clone, Default)]
 pub struct CollapseDetector {
     suspicious: usize,
-    warned: Option<Collapse>,
+    /// Whether the collapse that lasts has been told of.
+    is_told: bool,
+    /// The last one that was told of.
+    told: Option<Collapse>,
 }
 
 /// Consecutive batches that must look collapsed.
 const PATIENCE: usize = 5;
 
 impl CollapseDetector {
-    /// Adds what a batch looks like; returns a collapse once, when it has lasted.
+    /// Adds what a batch looks like; returns a collapse once, when it has lasted, whatever its kind
+    /// becomes. One of another kind, after a recovery, is [`UNSTABLE`].
     pub fn look(&mut self, collapse: Option<Collapse>) -> Option<Collapse> {
         let Some(collapse) = collapse else {
-            *self = Self::default();
+            (self.suspicious, self.is_told) = (0, false);
             return None;
         };
         self.suspicious += 1;
-        if self.suspicious < PATIENCE || self.warned == Some(collapse) {
+        if self.suspicious < PATIENCE || self.is_told {
             return None;
         }
-        self.warned = Some(collapse);
-        Some(collapse)
+        let is_other = self.told.is_some_and(|told| told != collapse);
+        self.told = Some(if is_other { UNSTABLE } else { collapse });
+        self.is_told = true;
+        self.told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::esvit::{CONSTANT, UNIFORM};
+
+    #[test]
+    fn crops_are_those_of_the_run() {
+        let advice = |collapse: Collapse| collapse.advice_for(Path::new("runs/x"));
+        let command = "see with `esvit data preview --config runs/x/config.toml` that the images";
+        assert!(advice(CONSTANT).contains(command), "{}", advice(CONSTANT));
+        assert!(!CONSTANT.advice.contains("--config"));
+        assert_eq!(advice(UNIFORM), UNIFORM.advice);
     }
 }

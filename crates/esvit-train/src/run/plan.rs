@@ -188,7 +188,7 @@ pub(super) fn loader(
         max_side: data.max_side,
         cache_bytes: data.cache_mb << 20,
         levels: data.range.levels(),
-        background: data.background,
+        background: data.background.background(),
     };
     Loader::new(source, config.views.clone(), settings)
 }
@@ -236,7 +236,9 @@ mod tests {
     use crate::optim::{ClipScope, Decayed, OptimizerConfig, OptimizerKind};
     use crate::schedule::{LrScaling, LrScheduleKind};
     use crate::span::Span;
-    use esvit_data::{Background, Image, InMemory, Levels, Policy, RangeSetting, ViewsConfig};
+    use esvit_data::{
+        Background, BackgroundSetting, Image, InMemory, Levels, Policy, RangeSetting, ViewsConfig,
+    };
     use esvit_nn::backbone::swin::SwinConfig;
     use esvit_nn::head::HeadConfig;
     use esvit_nn::{BackboneConfig, Network, Solo};
@@ -280,7 +282,7 @@ mod tests {
                 max_broken: 0.25,
                 max_pixels: 1000,
                 range: RangeSetting::Levels(Levels::all([3.0, 300.0])),
-                background: Background::Color([1, 2, 3]),
+                background: BackgroundSetting::Is(Background::Color([1, 2, 3])),
                 max_side: 16,
                 cache_mb: 5,
             },

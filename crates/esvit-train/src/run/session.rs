@@ -303,7 +303,8 @@ impl<'a> Session<'a> {
             let settings = self.config.objective.settings();
             let collapse = settings.collapse(&|name| health.signal(name));
             if let Some(collapse) = self.collapse.look(collapse) {
-                self.warn(&format!("step {}: {}", figures.step, collapse.advice))?;
+                let advice = collapse.advice_for(self.folder.path());
+                self.warn(&format!("step {}: {advice}", figures.step))?;
             }
         }
         Ok(())

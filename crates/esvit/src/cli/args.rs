@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use esvit_data::{ChosenRange, DecodeLimits, Folders, InMemory, MaterialsTask, Source, counted};
+use esvit_data::{
+    Background, ChosenRange, Cutouts, DecodeLimits, Folders, InMemory, MaterialsTask, Source,
+    counted,
+};
 use esvit_eval::labeled::{LabeledSet, LabeledTask};
 use esvit_eval::record::{self, EvalRecord};
 use esvit_model::{OpenOptions, PretrainedBackbone, SourceFile};
@@ -177,7 +180,7 @@ impl TaskArgs {
             notes.extend(task.queries.source.notes());
         }
         notes.iter().for_each(|note| output.note(note));
-        warn_of_range(&*task.train.source, backbone, output);
+        warn_of_conversion(&*task.train.source, backbone, output);
         Ok(task)
     }
 }
@@ -194,7 +197,7 @@ pub(super) fn image_set(
         Some(folders) => {
             let source = folders.open(&limits_of(backbone))?;
             source.notes().iter().for_each(|note| output.note(note));
-            warn_of_range(&*source, backbone, output);
+            warn_of_conversion(&*source, backbone, output);
             (LabeledSet::all(source), folders.to_string())
         }
         None => {
@@ -215,8 +218,13 @@ pub(super) fn limits_of(backbone: &PretrainedBackbone) -> DecodeLimits {
     }
 }
 
-/// Warns of images that use another range of values than the backbone is shown.
-pub(super) fn warn_of_range(images: &dyn Source, backbone: &PretrainedBackbone, output: &Output) {
+/// Warns of images that use another range of values than the backbone is shown, and of those that
+/// cannot be seen on the background that it is shown behind them.
+pub(super) fn warn_of_conversion(
+    images: &dyn Source,
+    backbone: &PretrainedBackbone,
+    output: &Output,
+) {
     let used = ChosenRange::of(images);
     for &(kind, count) in &used.images {
         let ([low, high], [black, white]) = (used.levels.of(kind), kind.full());
@@ -229,5 +237,21 @@ pub(super) fn warn_of_range(images: &dyn Source, backbone: &PretrainedBackbone, 
                 counted(count, &format!("{} image", kind.name())),
             ));
         }
+    }
+    let cutouts = Cutouts::of(images, &backbone.preprocess.range);
+    let background = backbone.preprocess.background;
+    let hidden = cutouts.hidden_by(background);
+    if hidden > 0 {
+        let behind = match background {
+            Background::Mean => "their mean color".to_owned(),
+            Background::Color(color) => format!("the color {color:?}"),
+        };
+        output.warning(format!(
+            "of {} with transparency that were looked at {hidden} show nearly one color, and this network is \
+             shown {behind} behind it, so that nothing is seen of them\n\
+             hint: save them on a background of another color, or train on them, which chooses one \
+             (`data.background`)",
+            counted(cutouts.images(), "image"),
+        ));
     }
 }

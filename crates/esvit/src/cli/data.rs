@@ -56,8 +56,8 @@ impl Preview {
         let mut config = self.settings.resolve(output)?;
         let source = preview::source(&config)?;
         source.notes().iter().for_each(|note| output.note(note));
-        let range = preview::choose_range(&mut config, &*source);
-        range.iter().for_each(|line| output.note(line));
+        let chosen = preview::choose_conversion(&mut config, &*source);
+        chosen.iter().for_each(|line| output.note(line));
         let crops = preview::crops(&config, source.as_ref(), self.images, self.epoch)?;
         output.warn_skipped(&crops.left_out);
         let png = contact_sheet(&crops.rows)?;

@@ -10,7 +10,7 @@ use esvit_draw::Drawing;
 use esvit_files::write_atomically;
 use esvit_model::PretrainedBackbone;
 
-use super::args::{limits_of, warn_of_range};
+use super::args::{limits_of, warn_of_conversion};
 use super::{Output, check_writable};
 
 /// Pixels of a PNG file per pixel of the drawing, for high-DPI screens and print.
@@ -19,7 +19,7 @@ const PNG_SCALE: f64 = 2.0;
 /// Reads an image file as a backbone is shown images.
 pub(super) fn read(path: &Path, backbone: &PretrainedBackbone, output: &Output) -> Result<Image> {
     let limits = limits_of(backbone);
-    warn_of_range(&ImageFiles::new(vec![path.into()], &limits), backbone, output);
+    warn_of_conversion(&ImageFiles::new(vec![path.into()], &limits), backbone, output);
     let conversion = backbone.preprocess.conversion();
     read_image(path, &limits, &conversion).map_err(|error| match error {
         SourceError::Decode { source, .. } => anyhow::Error::new(source)
@@ -40,7 +40,7 @@ pub(super) fn open(
     {
         let folder = Folder::open(folder, &limits)?;
         folder.notes().iter().for_each(|note| output.note(note));
-        warn_of_range(&folder, backbone, output);
+        warn_of_conversion(&folder, backbone, output);
         return Ok(Arc::new(folder));
     }
     if let Some(folder) = paths.iter().find(|path| path.is_dir()) {
@@ -52,7 +52,7 @@ pub(super) fn open(
         std::fs::metadata(path).map_err(missing)?;
     }
     let files = ImageFiles::new(paths.to_vec(), &limits);
-    warn_of_range(&files, backbone, output);
+    warn_of_conversion(&files, backbone, output);
     Ok(Arc::new(files))
 }
 

@@ -74,7 +74,8 @@ impl Map {
             0 => format!("{} without labels", counted(count, "image")),
             classes => format!("{count} images of {classes} classes"),
         };
-        let drawing = embedding_map::draw(&map, &*set.source, &about)?;
+        let shown = backbone.preprocess.conversion();
+        let drawing = embedding_map::draw(&map, &*set.source, &shown, &about)?;
         self.files.write(&drawing, &png, output)?;
         if let Some(csv) = &self.csv {
             map.write_csv(csv)?;

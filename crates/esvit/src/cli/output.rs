@@ -1,10 +1,10 @@
 //! Output: results to stdout, messages to stderr, colors and progress bars only on a terminal.
 
+use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
@@ -53,8 +53,16 @@ pub(super) struct Output {
     color: bool,
     /// Progress bars; messages are written above them.
     pub(super) bars: MultiProgress,
-    /// Number of images that were left out.
-    left_out: Arc<AtomicUsize>,
+    left_out: Arc<Mutex<LeftOut>>,
+}
+
+/// Images that were left out.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Their names: what is left out by a run and by its evaluation is told once.
+    names: HashSet<String>,
+    /// How many there are since they were last counted.
+    uncounted: usize,
 }
 
 /// Images that were left out are named up to this many, and then counted.
@@ -192,17 +200,29 @@ impl Output {
         }
     }
 
-    /// Warns of an image that could not be read: the first ten are named, the others counted when
-    /// the command ends.
+    /// Warns of an image that could not be read, once: the first ten are named, the others counted
+    /// when the command ends.
     pub(super) fn warn_left_out(&self, name: &str, reason: &str) {
-        if self.left_out.fetch_add(1, Ordering::Relaxed) < MOST_NAMED {
+        let mut left_out = self.left_out();
+        if !left_out.names.insert(name.to_owned()) {
+            return;
+        }
+        left_out.uncounted += 1;
+        let is_named = left_out.uncounted <= MOST_NAMED;
+        drop(left_out);
+        if is_named {
             self.warning(format!("left out `{}`: {reason}", printable(name)));
         }
     }
 
+    fn left_out(&self) -> MutexGuard<'_, LeftOut> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says how many images were left out besides those that were named.
     pub(super) fn count_left_out(&self) {
-        let more = self.left_out.swap(0, Ordering::Relaxed).saturating_sub(MOST_NAMED);
+        let left_out = std::mem::take(&mut self.left_out().uncounted);
+        let more = left_out.saturating_sub(MOST_NAMED);
         if more > 0 {
             self.warning(format!("left out {} more", counted(more, "image")));
         }

@@ -70,7 +70,7 @@ impl Pca {
         }
         bar.finish_and_clear();
         if shown.is_empty() {
-            bail!("none of the {} images can be read", self.images.len());
+            bail!("none of the {} images can be read", source.len());
         }
         let colors = ColorMap::fit(&shown)?;
         let explained = colors.explained();

@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted, printable};
+use esvit_data::{
+    BackgroundSetting, Folders, Preprocess, RangeSetting, Source, counted, printable,
+};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
@@ -290,12 +292,14 @@ impl Prepared {
             Some(memory) => plan::fit_memory(&mut config, &*source, memory, output)?,
             None => plan::check_memory(&config, &*source)?,
         }
-        // What a run of an earlier version was shown had the whole range.
+        // What a run of an earlier version was shown had the whole range, and the mean color behind it.
         let is_resumed = *start == Start::Resume && out.join("config.toml").is_file();
         if is_resumed || matches!(start, Start::ContinueFrom(_)) {
             config.data.range = RangeSetting::Levels(config.data.range.levels());
+            config.data.background = BackgroundSetting::Is(config.data.background.background());
         }
-        preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
+        let chosen = preview::choose_conversion(&mut config, &*source);
+        chosen.iter().for_each(|line| output.note(line));
         Ok(Self { config, source, task })
     }
 
@@ -505,10 +509,12 @@ fn report(
         // weights to begin with more is said below.
         let is_told = kept.is_some();
         if task.is_none() && after <= before && last.retrieval_images >= 100 && !is_told {
-            output.warning(
+            output.warning(format!(
                 "the network tells these images apart no better than before training\n\
-                 hint: train longer, or look at what it sees with `esvit data preview`",
-            );
+                 hint: train longer, or look at what it sees with `{} data preview --config {}`",
+                program(),
+                quoted(RunFolder::at(out.into()).config())
+            ));
         }
     }
     if let Some(kept) = kept {
@@ -523,6 +529,8 @@ fn report(
         let mut measured =
             eval::knn::measure(&choice, &backbone, task, (&ks, temperature), output)?;
         outcome.knn_at_start.iter().for_each(|first| measured.add_start(first));
+        let is_best = outcome.best.is_none_or(|best| best.step == Some(outcome.step));
+        measured.weights = (!is_best).then_some("the weights of the last step");
         if json {
             result["knn"] = measured.report();
         } else {
@@ -532,11 +540,7 @@ fn report(
     if json {
         output.json(&result)?;
     }
-    let best = RunFolder::at(out.into()).best();
-    output.note(match best.is_file() {
-        true => format!("weights: `{}`, and those of the last step", best.display()),
-        false => format!("weights: `{}`", outcome.checkpoint.display()),
-    });
+    output.note(weights_in_words(outcome, &RunFolder::at(out.into()).best()));
     let (program, run) = (program(), quoted(out));
     let name = out.file_name().unwrap_or_else(|| "features".as_ref());
     let features = quoted(Path::new(name).with_added_extension("npy"));
@@ -552,6 +556,27 @@ fn report(
     let data = option("--data");
     output.note(format!("  {program} embed --checkpoint {run}{data} --out {features}"));
     Ok(Exit::Success)
+}
+
+/// Which weights there are: those of the best check, in the file `best`, and those of the last step.
+fn weights_in_words(outcome: &Outcome, best: &Path) -> String {
+    if !best.is_file() {
+        return format!("weights: `{}`", outcome.checkpoint.display());
+    }
+    let which = match outcome.best {
+        Some(best) if best.step == Some(outcome.step) => " of the last step, the best ones".into(),
+        Some(best) => {
+            let top1 = match best.by {
+                Measure::Knn => format!("k-NN top-1 {:.1} %", best.top1),
+                Measure::Retrieval => format!("the other crop found in {:.1} %", best.top1),
+            };
+            let when =
+                best.step.map_or(format!("epoch {}", best.epoch), |step| format!("step {step}"));
+            format!(" of {when} ({top1}), and those of the last step")
+        }
+        None => ", and those of the last step".into(),
+    };
+    format!("weights: `{}`{which}", best.display())
 }
 
 #[cfg(test)]

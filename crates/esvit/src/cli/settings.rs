@@ -134,7 +134,7 @@ fn choose(
     let mut config = Config::resolve_alone(given.to_vec())?;
     config.data.path = data.or(config.data.path);
     let source = preview::source(&config)?;
-    preview::choose_range(&mut config, &*source);
+    preview::choose_conversion(&mut config, &*source);
     let survey = Survey::of(&*source, &config.preprocess().conversion());
     let choice = chooser.choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
     output.note(format!(

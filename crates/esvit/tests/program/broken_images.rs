@@ -1,8 +1,9 @@
 //! Folders as they are found in the wild.
 
-use image::{ImageBuffer, ImageFormat, Luma};
+use image::{ImageBuffer, ImageFormat, Luma, Rgba, RgbaImage};
 
-use crate::images::{encoded, good, textured, unusable, usable};
+use crate::images::{encoded, good, labeled, textured, unusable, usable};
+use crate::maps::drawn;
 use crate::place::{Place, TINY};
 
 #[test]
@@ -33,6 +34,34 @@ fn a_folder_of_odd_files_trains_to_the_end_and_names_what_it_leaves_out() {
         "it begins with the text `<!DOCTYPE html>",
     ]);
     assert_eq!(place.folder("run").newest(), place.folder("run").checkpoint(18));
+}
+
+#[test]
+fn what_a_run_and_its_evaluation_leave_out_is_told_once() {
+    let place = Place::new();
+    labeled(&place, "set", 6);
+    let names: Vec<String> = (0..12).map(|number| format!("set/red/cut-{number:02}.jpg")).collect();
+    for (name, seed) in names.iter().zip(0..) {
+        let bytes = encoded(textured(64, 64, seed), ImageFormat::Jpeg);
+        place.write(name, &bytes[..bytes.len() / 2]);
+    }
+    // Every image is seen: the steps of five are a whole epoch of the thirty.
+    let settings = "train.epochs=1 train.batch_size=5 knn.every=1";
+    let ended = place.well(&format!("pretrain --data set --out run {TINY} {settings}"));
+    // The table at the end, of a check that leaves out the same images.
+    assert!(ended.stdout.contains("k-NN on"), "{ended}");
+    // Ten are named, and the other two counted.
+    assert_eq!(ended.stderr.matches("left out `set/red/cut-").count(), 10, "{ended}");
+    assert_eq!(ended.stderr.matches("left out 2 images more").count(), 1, "{ended}");
+    for name in &names {
+        assert!(ended.stderr.matches(name).count() <= 1, "{name}\n{ended}");
+    }
+    // Both networks of an evaluation read the same images.
+    let networks = "--checkpoint run --key student --against run/checkpoints/best.safetensors";
+    let line = format!("eval transfer --sets set --solver logistic --l2 0.01 --n 1 {networks}");
+    let ended = place.well(&line);
+    assert_eq!(ended.stderr.matches("left out `set/red/cut-").count(), 10, "{ended}");
+    assert_eq!(ended.stderr.matches("left out 2 images more").count(), 1, "{ended}");
 }
 
 /// Scans of 12 bits in files of 16.
@@ -70,6 +99,59 @@ fn scans_that_a_network_sees_as_black_are_pointed_out() {
         let ended = place.well(line);
         assert!(!ended.stderr.contains("uint16"), "{}", ended.stderr);
     }
+    // And they are drawn so. With the whole range they are black: half of the one drawing, and a tenth of
+    // the other.
+    for (line, name, share) in [("neighbors --k 2", "n.png", 20), ("map", "m.png", 100)] {
+        place.well(&format!("{line} --data scans --checkpoint own --out {name}"));
+        let drawing = drawn(&place, name);
+        let black = drawing.pixels().filter(|pixel| pixel.0.iter().all(|&value| value < 20));
+        let (black, all) = (black.count(), drawing.pixels().count());
+        assert!(black * share < all, "{name}: {black} of {all} pixels are black");
+    }
+}
+
+/// Dark corners of several sizes on transparency.
+fn icons(place: &Place, folder: &str, count: u32) {
+    for number in 0..count {
+        let icon = RgbaImage::from_fn(40, 40, |x, y| {
+            let is_inside = x.max(y) < 10 + 4 * number;
+            Rgba([20, 30, 20, if is_inside { 255 } else { 0 }])
+        });
+        place.write(&format!("{folder}/{number}.png"), encoded(icon, ImageFormat::Png));
+    }
+}
+
+#[test]
+fn icons_of_one_color_are_put_on_another() {
+    let place = Place::with_a_run();
+    icons(&place, "icons", 6);
+    // A network that is shown their mean color behind them sees nothing of them.
+    let hidden = "of 6 images with transparency that were looked at 6 show nearly one color";
+    let neighbors = "neighbors --data icons --k 1 --overwrite --out neighbors.png --checkpoint";
+    place.well(&format!("{neighbors} run")).says(&[hidden, "their mean color behind", "hint: "]);
+    let dark = |drawing: image::RgbImage| {
+        drawing.pixels().filter(|pixel| pixel.0.iter().all(|&value| value < 60)).count()
+    };
+    let plain = dark(drawn(&place, "neighbors.png"));
+
+    place
+        .well(&format!("pretrain --data icons --out own {TINY} train.epochs=1"))
+        .says(&["white is behind their visible pixels, since 6 of the 6", "`data.background`"]);
+    let settings = place.folder("own").text("config.toml");
+    assert!(settings.contains("background = [255, 255, 255]"), "{settings}");
+    let ended = place.well(&format!("{neighbors} own"));
+    assert!(!ended.stderr.contains("one color"), "{}", ended.stderr);
+    // Of 40 x 40 pixels the largest corner has 30 x 30.
+    let seen = dark(drawn(&place, "neighbors.png"));
+    assert!(seen > 0 && seen < plain * 2 / 3, "{seen} of {plain} pixels are dark");
+    place.well("resume own train.epochs=2");
+    assert!(place.folder("own").text("config.toml").contains("background = [255, 255, 255]"));
+    // What is asked for is done, and is not chosen anew in the midst of a run.
+    let asked = format!("pretrain --data icons --out asked {TINY} train.epochs=1");
+    let ended = place.well(&format!("{asked} data.background=mean"));
+    assert!(!ended.stderr.contains("white is behind"), "{}", ended.stderr);
+    place.well("resume asked train.epochs=2 data.background=auto");
+    assert!(place.folder("asked").text("config.toml").contains("background = \"mean\""));
 }
 
 #[test]

@@ -25,6 +25,34 @@ fn the_last_epoch_is_checked_and_saved_and_the_first_of_equals_is_best() {
 }
 
 #[test]
+fn the_table_at_the_end_says_whose_weights_it_is_of() {
+    let place = Place::new();
+    // A rate at which the network gets worse.
+    let worse = format!("pretrain --out run {TINY} knn.every=1 optim.lr=0.5 optim.warmup=0");
+    let ended = place.well(&worse);
+    let lines = place.folder("run").lines("metrics.jsonl");
+    let check =
+        |line: &serde_json::Value| Some((line["knn_top1"].as_f64()?, line["step"].as_u64()?));
+    let (top1, step) = lines
+        .iter()
+        .filter_map(check)
+        .reduce(|best, check| if check.0 > best.0 { check } else { best })
+        .unwrap();
+    assert!(step < 75, "{ended}");
+    assert!(
+        ended.stdout.contains("classified by 808, with the weights of the last step\n"),
+        "{ended}"
+    );
+    ended.says(&[&format!(
+        "weights: `run/checkpoints/best.safetensors` of step {step} (k-NN top-1 {top1:.1} %), and those \
+         of the last step"
+    )]);
+    let ended = place.well(&format!("pretrain --out last {TINY} train.epochs=1 knn.every=1"));
+    assert!(ended.stdout.contains("classified by 808\n"), "{ended}");
+    ended.says(&["weights: `last/checkpoints/best.safetensors` of the last step, the best ones"]);
+}
+
+#[test]
 fn the_check_has_settings_of_its_own() {
     let place = Place::new();
     let class = |folder: &str, count: u32, seed: u32| {

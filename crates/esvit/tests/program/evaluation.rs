@@ -67,7 +67,10 @@ fn knn_on_labeled_folders() {
     let ended =
         place.well(&format!("{line} --val set/val")).says(&["left out `set/val/red/broken.jpg`"]);
     let answer = ended.json();
-    assert_eq!((&answer["train_images"], &answer["query_images"]), (&24.into(), &10.into()));
+    // The ten query images without the one that was left out.
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&24.into(), &9.into()));
+    let table = place.well(&format!("{line} --val set/val").replace(" --json", ""));
+    assert!(table.stdout.contains(": 9 images classified by 24\n"), "{table}");
     let pixels = accuracies(&answer, 0, "raw pixels");
     assert_eq!(pixels.iter().map(|a| a.0).collect::<Vec<_>>(), [1, 3]);
     // The classes differ in color, and three classes are all among the first five.

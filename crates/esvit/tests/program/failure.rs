@@ -1,6 +1,7 @@
 //! Runs that go wrong by themselves.
 
-use crate::place::{Place, TINY, metadata, tensors};
+use crate::images::good;
+use crate::place::{Ended, Place, TINY, metadata, tensors};
 
 /// A file system of its own size; unmounted when this is dropped.
 #[cfg(target_os = "linux")]
@@ -104,6 +105,12 @@ fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
     assert!(tensors(&state).contains_key("optimizer.exp_avg.norm.weight"));
 
     assert_eq!(run.steps(), [0]);
+    // The report says the same as the run, and nothing that would fail again.
+    let ended = place.well("report run").says(&[
+        "the run ended with an error, after 0 of 3 epochs: step 1: the loss is",
+        "hint: lower `optim.lr`",
+    ]);
+    assert!(!ended.stderr.contains("step 2") && !ended.stderr.contains("esvit resume"), "{ended}");
     let good = run.newest();
     let good = good.strip_prefix(place.path("")).unwrap().display();
     place.well(&format!("pretrain --out again {TINY} train.epochs=1 --init-from {good}"));
@@ -112,7 +119,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_led_to_it() {
 }
 
 /// The run says within 200 steps that the teacher has collapsed.
-fn collapses(settings: &str, finding: &str) {
+fn collapses(settings: &str, finding: &str) -> (Place, Ended) {
     let place = Place::new();
     let line = format!(
         "pretrain --out run {TINY} train.epochs=8 train.log_every=1 optim.momentum_teacher=0.0 \
@@ -121,15 +128,33 @@ fn collapses(settings: &str, finding: &str) {
     let ended = place.well(&line).says(&["warning: step", finding, "hint:"]);
     let log = place.folder("run").text("train.log");
     assert!(log.contains(finding), "{ended}\n-- train.log\n{log}");
+    (place, ended)
 }
 
 #[test]
 fn a_collapsed_teacher_is_told_of() {
-    collapses("optim.lr=0.5", "the teacher has collapsed: it gives the same answer");
+    let same = "the teacher has collapsed: it gives the same answer";
+    let (place, ended) = collapses("optim.lr=0.5", same);
+    // The command in the hint draws the crops of the run, as it stands.
+    let (_, command) = ended.stderr.split_once("see with `esvit ").unwrap();
+    let (command, _) = command.split_once('`').unwrap();
+    place.well(command).says(&["8 images, 3 crops each"]);
     collapses(
         "optim.lr=0.1 objective.teacher_temp=1.0 objective.warmup_teacher_temp=1.0",
         "the teacher has collapsed: it spreads its answer over all prototypes alike",
     );
+}
+
+#[test]
+fn a_run_that_has_not_learned_names_what_draws_its_crops() {
+    let place = Place::new();
+    good(&place, "photos", 100);
+    let ended = place.well(&format!(
+        "pretrain --data photos --out run {TINY} train.epochs=1 knn.every=1 optim.lr=1e-12"
+    ));
+    let command = "data preview --config run/config.toml";
+    ended.says(&["apart no better than before training", &format!(" {command}`")]);
+    place.well(&format!("{command} --images 2")).says(&["2 images, 3 crops each"]);
 }
 
 #[test]

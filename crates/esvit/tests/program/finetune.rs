@@ -29,6 +29,8 @@ fn a_small_set_is_learnt_by_heart_and_kept() {
     let answer = ended.json();
     assert_eq!((top1(&answer["best"]), top1(&answer["last"])), (100.0, 100.0), "{answer}");
     assert_eq!(answer["epochs"].as_array().unwrap().len(), 20);
+    // The one that was left out is none of them.
+    assert_eq!((&answer["train_images"], &answer["query_images"]), (&18.into(), &18.into()));
     let settings = &answer["settings"];
     assert_eq!((&settings["lr"], &settings["layer_decay"]), (&0.05.into(), &0.8.into()));
     assert_eq!((&settings["batch_size"], &settings["from_scratch"]), (&8.into(), &false.into()));

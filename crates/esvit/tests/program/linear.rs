@@ -65,6 +65,8 @@ fn every_solver_tells_colored_folders_apart() {
         let answer = ended.says(&["left out `set/val/red/broken.jpg`"]).json();
         // Nine images of the three colors, and one of a class that is not known.
         assert!((top1(&answer["best"]) - 90.0).abs() < 1e-9, "{solver}: {answer}");
+        let images = ["train_images", "query_images"].map(|key| answer[key].as_u64());
+        assert_eq!(images, [Some(30), Some(10)], "{solver}");
         assert_eq!(answer["untrained"], Value::Null);
         if solver.contains("--l2") {
             assert_eq!(answer["sweep"].as_array().unwrap().len(), 2, "{answer}");

@@ -8,7 +8,7 @@ use crate::place::Place;
 
 const CHECKPOINT: &str = "run/checkpoints/epoch=0001-step=00000025.safetensors";
 
-fn drawn(place: &Place, name: &str) -> RgbImage {
+pub(crate) fn drawn(place: &Place, name: &str) -> RgbImage {
     image::open(place.path(name)).unwrap().to_rgb8()
 }
 
@@ -70,6 +70,8 @@ fn images_without_regions_are_refused() {
     pca("missing.png").says(&["cannot read `missing.png`"]);
     labeled(&place, "many", 22);
     pca("many").says(&["66 images are too many for a drawing, at most 64"]);
+    ["a", "b", "c"].iter().for_each(|name| place.write(&format!("bad/{name}.png"), ""));
+    pca("bad").says(&["none of the 3 images can be read"]);
     assert!(!place.path("pca.png").exists());
 }
 

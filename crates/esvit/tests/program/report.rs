@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::images::good;
+use crate::images::{good, unusable};
 use crate::place::{Place, TINY};
 
 const ANCHORS: [&str; 10] = [
@@ -123,6 +123,34 @@ fn a_run_that_was_stopped_and_whose_images_are_gone() {
         assert!(page.contains(part), "`{part}` is not in the page");
     }
     assert!(!place.path("run/report.html").exists());
+}
+
+#[test]
+fn an_image_that_cannot_be_read_leaves_every_section() {
+    let place = Place::new();
+    good(&place, "images", 12);
+    place.well(&format!("pretrain --out run --data images {TINY} train.epochs=1"));
+    // Those that matches, attention and region features would show, and the first of the crops.
+    let (_, cut) = unusable().swap_remove(1);
+    for name in ["good-06.jpg", "good-03.tif", "good-00.jpg"] {
+        place.write(&format!("images/{name}"), &cut);
+    }
+    place.well("report run");
+    let page = page(&place, "run/report.html");
+    is_one_whole_file(&page);
+    for (anchor, left_out) in [
+        ("crops", "good-00.jpg"),
+        ("matches", "good-06.jpg"),
+        ("attention", "good-06.jpg"),
+        ("regions", "good-03.tif"),
+    ] {
+        let section = section(&page, anchor);
+        assert!(section.contains("<image ") && !section.contains("Not shown"), "{anchor}");
+        let line = format!("left out: <code>images/{left_out}</code>: the JPEG file is truncated");
+        assert!(section.contains(&line), "{anchor}: `{line}`");
+    }
+    assert_eq!(section(&page, "regions").matches("<image ").count(), 2 * 6);
+    assert!(!section(&page, "neighbors").contains("Not shown"));
 }
 
 #[test]

@@ -72,6 +72,7 @@ fn changes(found: Config, mut planned: Config, source: Option<&dyn Source>) -> V
         config
     });
     planned.data.range = found.data.range;
+    planned.data.background = found.data.background;
     planned.train.micro_batch = found.train.micro_batch;
     planned.train.activation_checkpointing = found.train.activation_checkpointing;
     if source.is_none() {

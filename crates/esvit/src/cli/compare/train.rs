@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
-use esvit_data::RangeSetting;
+use esvit_data::{BackgroundSetting, RangeSetting};
 use esvit_train::Config;
 use esvit_train::checkpoint::Checkpoint;
 use esvit_train::config::PrecisionChoice;
@@ -200,6 +200,9 @@ impl<'a> Runs<'a> {
         if config.data.range == RangeSetting::Auto {
             // What the other run was shown as black and white.
             config.data.range = stored.data.range;
+        }
+        if config.data.background == BackgroundSetting::Auto {
+            config.data.background = stored.data.background;
         }
         if config.train.precision == PrecisionChoice::Auto {
             config.train.precision = stored.train.precision;

@@ -128,6 +128,7 @@ impl Finetune {
         let finetuned =
             finetune::finetune(&backbone, &task, &settings, |event| progress.notice(event))?;
         drop(progress);
+        let (train, queries) = finetuned.images;
         let report = serde_json::json!({
             "task": task.description,
             "classes": classes,
@@ -177,7 +178,7 @@ impl Finetune {
 }
 
 fn table(finetuned: &Finetuned, task: &LabeledTask) -> String {
-    let (train, queries) = task.images();
+    let (train, queries) = finetuned.images;
     let row = |name: &str, EpochResult { epoch, accuracy, .. }: &EpochResult| {
         let ClassAccuracy { top1, top5, interval: [low, high] } = accuracy;
         let top1 = format!("{top1:.1} ({low:.1} to {high:.1})");

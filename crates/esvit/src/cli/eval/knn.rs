@@ -76,7 +76,8 @@ impl Knn {
                     })?;
                 let rows = vec![Row { features: "stored", accuracies }];
                 let task = format!("features in `{}`", folder.display());
-                Measured { task, images, temperature: self.temperature, rows }
+                let temperature = self.temperature;
+                Measured { task, images, temperature, rows, weights: None }
             }
             (None, Some(checkpoint)) => {
                 let choice = BackboneArgs { checkpoint, network: self.network };
@@ -104,9 +105,9 @@ pub(in crate::cli) fn measure(
 ) -> Result<Measured> {
     remark(task, output);
     warn_learned(task, backbone, output);
-    let rows = compare(backbone, task, ks, temperature, output)?;
-    let (images, task) = (task.images(), task.description.clone());
-    let measured = Measured { task, images, temperature, rows };
+    let (rows, images) = compare(backbone, task, ks, temperature, output)?;
+    let task = task.description.clone();
+    let measured = Measured { task, images, temperature, rows, weights: None };
     let saved = choice.save_record(backbone, "knn", &measured.task, &measured.report(), output);
     warn_unsaved(saved, output);
     Ok(measured)
@@ -115,10 +116,12 @@ pub(in crate::cli) fn measure(
 /// Accuracies on a task.
 pub(in crate::cli) struct Measured {
     task: String,
-    /// Numbers of gallery and query images.
+    /// Numbers of gallery and query images that could be read.
     images: (usize, usize),
     temperature: f64,
     rows: Vec<Row>,
+    /// Which weights of a run the trained network has, where there are others that are better.
+    pub(in crate::cli) weights: Option<&'static str>,
 }
 
 impl Measured {
@@ -149,7 +152,7 @@ impl Measured {
 
     /// Prints the accuracies, as JSON or as a table.
     pub(in crate::cli) fn print(&self, json: bool, output: &Output) -> Result<()> {
-        output.print(json, &self.report(), || table(&self.rows, &self.task, self.images))?;
+        output.print(json, &self.report(), || table(self))?;
         let more_than_there_are = |of: &&Accuracy| of.neighbors < of.k;
         let accuracies = self.rows.last().map(|row| &row.accuracies[..]).unwrap_or_default();
         if let Some(of) = accuracies.iter().find(more_than_there_are) {
@@ -162,14 +165,15 @@ impl Measured {
     }
 }
 
-/// Accuracies of raw pixels, of the network newly initialized, and of the trained network.
+/// Accuracies of raw pixels, of the network newly initialized, and of the trained network, and the
+/// numbers of gallery and query images that they are of.
 fn compare(
     trained: &PretrainedBackbone,
     task: &LabeledTask,
     ks: &[usize],
     temperature: f64,
     output: &Output,
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, (usize, usize))> {
     let untrained = trained.untrained();
     let preprocess = &trained.preprocess;
     let measure = |backbone: &PretrainedBackbone| {
@@ -185,18 +189,24 @@ fn compare(
             measured.zeros.len()
         ));
     }
+    let images = measured.images;
     let row = |features, measured: KnnResults| Row { features, accuracies: measured.accuracies };
-    Ok(vec![
+    let rows = vec![
         row("raw pixels", knn::pixel_accuracy(task, preprocess, ks, temperature)?),
         row("untrained", measure(&untrained)?),
         row("trained", measured),
-    ])
+    ];
+    Ok((rows, images))
 }
 
 /// The accuracies as a table.
-fn table(rows: &[Row], task: &str, (train, queries): (usize, usize)) -> String {
-    let mut text =
-        format!("k-NN on {task}: {queries} images classified by {train}\n{:12}", "features");
+fn table(measured: &Measured) -> String {
+    let Measured { rows, task, images: (train, queries), weights, .. } = measured;
+    let weights = weights.map_or(String::new(), |weights| format!(", with {weights}"));
+    let mut text = format!(
+        "k-NN on {task}: {queries} images classified by {train}{weights}\n{:12}",
+        "features"
+    );
     let accuracies = rows.first().map(|row| row.accuracies.as_slice()).unwrap_or_default();
     let longest = accuracies.iter().map(|accuracy| neighbors(accuracy).len()).max();
     let width = 15 + longest.unwrap_or(0).max(3);
@@ -212,8 +222,8 @@ fn table(rows: &[Row], task: &str, (train, queries): (usize, usize)) -> String {
     }
     let last = rows.last().and_then(|row| Some((row.features, row.accuracies.first()?)));
     if let Some((features, accuracy)) = last {
-        let hits = (accuracy.top1 / 100.0 * queries as f64).round() as usize;
-        let [low, high] = wilson_interval(hits, queries);
+        let hits = (accuracy.top1 / 100.0 * *queries as f64).round() as usize;
+        let [low, high] = wilson_interval(hits, *queries);
         let k = neighbors(accuracy);
         let _ = write!(
             text,

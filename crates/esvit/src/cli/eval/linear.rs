@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::linear_table::{sweep_table, table};
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_learned, warn_unsaved};
-use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_range};
+use crate::cli::args::{BackboneArgs, TaskArgs, limits_of, warn_of_conversion};
 use crate::cli::{Exit, Output};
 
 /// Options of `esvit eval linear`.
@@ -86,7 +86,7 @@ impl Linear {
         if let LinearResult::Whole(result) = &trained {
             note_grid_edge(result, output);
         }
-        let (train_images, query_images) = task.task.images();
+        let images @ (train_images, query_images) = splits.images();
         let report = Report {
             task: &task.task.description,
             train_images,
@@ -100,7 +100,9 @@ impl Linear {
             result: &trained,
             untrained: untrained.as_ref().map(LinearResult::short),
         };
-        output.print(self.json, &report, || text(&probe, &task, &trained, untrained.as_ref()))?;
+        output.print(self.json, &report, || {
+            text(&probe, &task, images, &trained, untrained.as_ref())
+        })?;
         let saved =
             self.backbone.save_record(&backbone, "linear", &task.task.description, &report, output);
         warn_unsaved(saved, output);
@@ -124,7 +126,7 @@ impl Linear {
             (Some(labels), Some(train)) => {
                 let queries = self.task.val.as_deref();
                 let task = multi_label_task(labels, train, queries, &limits_of(backbone))?;
-                warn_of_range(&*task.task.train.source, backbone, output);
+                warn_of_conversion(&*task.task.train.source, backbone, output);
                 task
             }
             _ => self.task.open(backbone, output)?.into(),
@@ -163,14 +165,14 @@ pub(super) fn probe_features(
     Ok(output.with_bar(train + queries, |done| task.splits(backbone, probe.last_blocks(), done))?)
 }
 
-/// The results as text.
+/// The results as text, of these numbers of training and query images.
 fn text(
     probe: &Probe,
     task: &ProbeTask,
+    (train, queries): (usize, usize),
     trained: &LinearResult,
     untrained: Option<&LinearResult>,
 ) -> String {
-    let (train, queries) = task.task.images();
     let mut text = format!(
         "linear probe ({}) on {}: {train} training, {queries} query images\n\n",
         probe.solver.name(),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::linear::probe_features;
 use super::probe_args::ProbeArgs;
 use super::{remark, warn_learned, warn_unsaved};
-use crate::cli::args::{limits_of, warn_of_range};
+use crate::cli::args::{limits_of, warn_of_conversion};
 use crate::cli::ending::end_on_signal;
 use crate::cli::output::make_folder;
 use crate::cli::{BackboneArgs, Exit, NetworkArgs, Output};
@@ -154,7 +154,7 @@ impl Transfer {
         let task = dataset.open(&limits_of(&own.backbone))?;
         remark(&task.task, output);
         warn_learned(&task.task, &own.backbone, output);
-        warn_of_range(&*task.task.train.source, &own.backbone, output);
+        warn_of_conversion(&*task.task.train.source, &own.backbone, output);
         let metric = dataset.metric.unwrap_or(Metric::standard(task.is_multi_label()));
         // Features of many images take long: what cannot be measured is refused before.
         task.check_metric(metric)?;
