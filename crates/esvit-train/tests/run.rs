@@ -153,6 +153,8 @@ struct Bench {
     overwrite: bool,
     stop_after: u64,
     stop_within: Option<(u64, usize)>,
+    /// The check, from 1, within which it is asked to stop; 0 for before the run begins.
+    stop_in_check: Option<usize>,
     /// Top-1 of the checks, in order; none for no checks.
     top1: Option<Vec<f64>>,
     /// How often the other crop is found, likewise.
@@ -169,6 +171,7 @@ impl Bench {
             overwrite: false,
             stop_after: 0,
             stop_within: None,
+            stop_in_check: None,
             top1: None,
             found: None,
         }
@@ -195,11 +198,19 @@ impl Bench {
         let mut top1 = self.top1.clone().unwrap_or_default().into_iter();
         let mut knn = |_: &Network, _: &Params| {
             let top1 = top1.next().ok_or("a check too many")?;
-            Ok(KnnAccuracy { top1, top5: top1 + 1.0 })
+            Ok(Some(KnnAccuracy { top1, top5: top1 + 1.0 }))
         };
         let mut found = self.found.clone().unwrap_or_default().into_iter();
+        let (mut checks, flag) = (0, stop.clone());
+        flag.store(self.stop_in_check == Some(0), Ordering::Relaxed);
         let mut retrieval = |_: &Network, _: &Params| {
-            Ok(Retrieval { images: 6, top1: found.next().ok_or("a check too many")? })
+            checks += 1;
+            if self.stop_in_check == Some(checks) {
+                flag.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            let top1 = found.next().ok_or("a check too many")?;
+            Ok(Some(Retrieval { images: 6, top1 }))
         };
         let options = Options {
             out: self.path(out),

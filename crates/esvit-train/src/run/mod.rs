@@ -72,7 +72,7 @@ pub struct Options<'a> {
     /// The processes of the run. All have the same settings and images; they share every batch, and
     /// the first writes the folder.
     pub collective: Arc<dyn Collective>,
-    /// Set by the caller to stop after the current step, in any process.
+    /// Set by the caller to stop within the current step, in any process.
     pub stop: Arc<AtomicBool>,
     /// Machine and program, for `env.json`.
     pub environment: serde_json::Value,
@@ -85,9 +85,10 @@ pub struct Options<'a> {
     pub retrieval: Option<&'a mut Check<'a, Retrieval>>,
 }
 
-/// Measures a network with these parameters.
-pub type Check<'a, T> =
-    dyn FnMut(&Network, &Params) -> Result<T, Box<dyn std::error::Error + Send + Sync>> + 'a;
+/// Measures a network with these parameters; None if it was asked to stop: the check is then made when the
+/// run goes on.
+pub type Check<'a, T> = dyn FnMut(&Network, &Params) -> Result<Option<T>, Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
 
 /// k-NN accuracy, in percent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -223,6 +224,9 @@ pub enum RunError {
     /// A check failed.
     #[error("the check of the network failed: {0}")]
     Check(Box<dyn std::error::Error + Send + Sync>),
+    /// The caller asked to stop before the run began.
+    #[error("stopped before the run began: nothing was written")]
+    Stopped,
     /// The objective needs labels.
     #[error(
         "the objective `{objective}` needs labeled images of two classes at least, there are \

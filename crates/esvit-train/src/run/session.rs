@@ -1,5 +1,7 @@
 //! The training loop of a process.
 
+mod check;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +54,8 @@ pub(super) struct Session<'a> {
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
+    /// The step whose check was stopped.
+    unchecked: Option<u64>,
     /// Of the steps since the last line of the metrics, and of the epoch.
     sums: Sums,
     times: Times,
@@ -72,8 +76,8 @@ impl<'a> Session<'a> {
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
-        let Started { learner, first_step, best, newest, moved, from_weights, sums, mut notes } =
-            started;
+        let Started { learner, first_step, best, newest, moved, from_weights, .. } = started;
+        let Started { is_unchecked, sums, mut notes, .. } = started;
         notes.extend(config.objective.settings().remarks(source.len()));
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
             let steps = steps_within(time.0, &step, loader.steps_per_epoch());
@@ -82,7 +86,7 @@ impl<'a> Session<'a> {
         }
         let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
         // A run that has no step left is not one with other settings or other steps: its files stay as they are.
-        let is_done = first_step >= plan.total_steps && folder.config().exists();
+        let is_done = !is_unchecked && first_step >= plan.total_steps && folder.config().exists();
         let log = if learner.collective.rank() == 0 && !is_done {
             write_text(&folder.config(), &config.to_toml())?;
             let path = folder.file("env.json");
@@ -116,6 +120,7 @@ impl<'a> Session<'a> {
             saved: (moved.is_none() && !newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
+            unchecked: is_unchecked.then_some(first_step),
             sums,
             times: Times::default(),
             found,
@@ -130,7 +135,7 @@ impl<'a> Session<'a> {
         self.log.say(&self.plan.to_string())?;
         self.observer.notice(&Event::Begin(&self.plan));
         let Plan { first_step, total_steps, .. } = self.plan;
-        if first_step >= total_steps {
+        if first_step >= total_steps && self.unchecked.is_none() {
             self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
         }
@@ -138,7 +143,7 @@ impl<'a> Session<'a> {
             if self.from_weights { self.best.is_none() } else { self.found[0].is_none() };
         let is_measured = first_step == 0 && is_unknown && self.plan.knn_every.is_some();
         if is_measured && !self.from_weights {
-            self.find_crops(first_step)?;
+            self.measure(first_step, false)?;
         }
         if self.saved.is_none() {
             // A run that fails before its first checkpoint can start again from this one.
@@ -151,6 +156,9 @@ impl<'a> Session<'a> {
         if is_measured && self.from_weights && self.check(first_step)? {
             self.save(first_step)?;
             self.folder.mark_best(&self.newest)?;
+        }
+        if first_step > 0 && self.unchecked.is_some() {
+            self.make_up_for_check(first_step)?;
         }
         let mut training = Duration::ZERO;
         let mut done = first_step;
@@ -178,6 +186,10 @@ impl<'a> Session<'a> {
             self.end_of_step(done, &at)?;
         }
         self.log.flush()?;
+        if self.unchecked == Some(done) {
+            self.note(&format!("stopped in the check after step {done}, the last, state saved"))?;
+            return Ok(self.outcome(End::Stopped, done, training, loader));
+        }
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
@@ -327,54 +339,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Measures the network; returns whether it is the best so far.
-    fn check(&mut self, done: u64) -> Result<bool, RunError> {
-        let found = self.find_crops(done)?.map(|top1| (Measure::Retrieval, top1));
-        let accuracy = self.knn_accuracy(done)?.map(|top1| (Measure::Knn, top1));
-        let Some((by, top1)) = accuracy.or(found) else { return Ok(false) };
-        let improved = self.best.is_none_or(|best| top1 > best.top1);
-        if improved {
-            let epoch = self.plan.epochs_done(done);
-            self.best = Some(Best { by, top1, epoch, step: Some(done) });
-        }
-        Ok(improved)
-    }
-
-    /// Measures how often the other crop of an image is found, in percent.
-    fn find_crops(&mut self, done: u64) -> Result<Option<f64>, RunError> {
-        let epoch = self.plan.epochs_done(done);
-        let is_first = self.is_first();
-        let Some(retrieval) = self.retrieval.as_mut().filter(|_| is_first) else { return Ok(None) };
-        let Retrieval { images, top1 } =
-            retrieval(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
-        let (retrieval_images, retrieval_top1) = (images, top1);
-        let figures = RetrievalMetrics { step: done, epoch, retrieval_images, retrieval_top1 };
-        self.log.retrieval(&figures)?;
-        self.observer.notice(&Event::Retrieval(&figures));
-        self.found[usize::from(done > 0)] = Some(figures);
-        Ok(Some(top1))
-    }
-
-    /// Measures the k-NN accuracy, in percent.
-    fn knn_accuracy(&mut self, done: u64) -> Result<Option<f64>, RunError> {
-        let epoch = self.plan.epochs_done(done);
-        let is_first = self.is_first();
-        let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(None) };
-        let accuracy =
-            knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
-        let figures = KnnMetrics {
-            step: done,
-            epoch,
-            knn_k: self.config.knn.k,
-            knn_top1: accuracy.top1,
-            knn_top5: accuracy.top5,
-        };
-        self.log.knn(&figures)?;
-        self.observer.notice(&Event::Knn(&figures));
-        self.last_knn = Some(figures);
-        Ok(Some(accuracy.top1))
-    }
-
     /// Whether this is the process that writes the folder.
     fn is_first(&self) -> bool {
         self.learner.collective.rank() == 0
@@ -385,6 +349,7 @@ impl<'a> Session<'a> {
         let metadata = Metadata::new(step, epoch, &self.config, self.best);
         let mut metadata = metadata.with_images(&self.images);
         metadata.from_weights = self.from_weights;
+        metadata.is_unchecked = self.unchecked == Some(step);
         metadata.sums = self.sums.unless_empty();
         metadata
     }

@@ -66,7 +66,7 @@ impl StepTime {
 /// afterwards, over about twice the time `timed`.
 ///
 /// # Errors
-/// When the images cannot be loaded or the device does not exist.
+/// When the images cannot be loaded or the device does not exist, and [`RunError::Stopped`] if `stop` is set.
 pub fn step_time(
     config: &Config,
     source: &Arc<dyn Source>,
@@ -114,13 +114,20 @@ fn time_of_part(
     stop: &AtomicBool,
 ) -> Result<(Duration, Gradients), RunError> {
     let (parts, at, device) = (loader.parts(), StepInfo::FIRST, learner.device());
+    // Several processes wait for each other.
+    let alone = learner.collective.world() == 1;
+    let should_stop = || alone && stop.load(Ordering::Relaxed);
     let mut gradients = learner.begin(parts, &at);
     let (mut count, mut spent) = (0, Duration::ZERO);
     let mut began = Instant::now();
     let limit = Instant::now() + 2 * timed;
-    for (index, batch) in loader.batches(0..u64::MAX).enumerate() {
+    let mut batches = loader.batches(0..u64::MAX);
+    for index in 0.. {
+        let Some(batch) = batches.next_unless(should_stop) else { return Err(RunError::Stopped) };
         let batch = micro_batch(&batch?, config, source, &device);
-        pool::run(|| learner.add(&mut gradients, &batch, &at, &|| false));
+        if !pool::run(|| learner.add(&mut gradients, &batch, &at, &should_stop)) || should_stop() {
+            return Err(RunError::Stopped);
+        }
         if index > 0 {
             (count, spent) = (count + 1, spent + began.elapsed());
         }

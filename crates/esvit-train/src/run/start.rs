@@ -32,6 +32,8 @@ pub(super) struct Started {
     pub(super) moved: Option<Renumbering>,
     /// Whether the run began from weights.
     pub(super) from_weights: bool,
+    /// Whether the check of the first step was stopped, and is still to be made.
+    pub(super) is_unchecked: bool,
     /// Of steps that no line of the log has yet.
     pub(super) sums: Sums,
     /// Remarks for the log.
@@ -77,6 +79,7 @@ impl Started {
             newest: PathBuf::new(),
             moved: None,
             from_weights: matches!(start, Start::InitFrom { .. }),
+            is_unchecked: false,
             sums: Sums::default(),
             notes: Vec::new(),
         };
@@ -214,6 +217,7 @@ impl Started {
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
         self.from_weights = metadata.from_weights;
+        self.is_unchecked = metadata.is_unchecked;
         self.sums = metadata.sums.clone().unwrap_or_default();
         let is_first = self.learner.collective.rank() == 0;
         if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {

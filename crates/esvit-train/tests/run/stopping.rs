@@ -67,6 +67,55 @@ fn a_run_stops_within_a_step() {
     }
 }
 
+/// A check that is stopped measures nothing, and is made when the run goes on: all ends as if it had not
+/// been stopped, the check of the last step and the best network included.
+#[test]
+fn a_run_stops_within_a_check() {
+    let settings =
+        ["train.epochs=3", "knn.every=1", "checkpoint.every=3", "checkpoint.keep_last=9"];
+    let found = [10.0, 20.0, 30.0, 50.0];
+    let with = |checks: &[f64]| {
+        let mut bench = Bench::new(&settings);
+        bench.found = Some(checks.into());
+        bench
+    };
+    let whole = with(&found);
+    let (expected, all) = whole.well("run");
+    for (check, step) in [(1, 0), (2, 3), (3, 6), (4, 9)] {
+        let mut bench = with(&found[..check - 1]);
+        bench.stop_in_check = Some(check);
+        let (outcome, first) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Stopped, step), "{check}");
+        let last = first.notes.last().unwrap();
+        assert!(last.contains(&format!("after step {step}")), "{last}");
+        assert!(last.ends_with("state saved"), "{last}");
+        assert_eq!(outcome.checkpoint, bench.checkpoint("run", step / 3, step));
+        (bench.start, bench.stop_in_check) = (Start::Resume, None);
+        bench.found = Some(found[check - 1..].into());
+        let (outcome, second) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Finished, 9), "{check}");
+        let measured = [first.retrieval, second.retrieval].concat();
+        assert_eq!(measured, all.retrieval, "{check}");
+        assert!(bytes(&outcome.checkpoint) == bytes(&expected.checkpoint), "{check}");
+        let best = |bench: &Bench| bytes(&bench.path("run/checkpoints/best.safetensors"));
+        assert!(best(&bench) == best(&whole), "{check}");
+        // It is made once.
+        bench.found = Some(Vec::new());
+        let (outcome, _) = bench.well("run");
+        assert_eq!(outcome.end, End::NothingToDo, "{check}");
+    }
+}
+
+/// While steps are timed there is no run yet, and nothing is left behind.
+#[test]
+fn a_run_stops_before_it_begins() {
+    let mut bench = Bench::new(&["train.epochs=none", "train.time=1h"]);
+    bench.stop_in_check = Some(0);
+    let (outcome, _) = bench.run("run");
+    assert!(matches!(outcome, Err(RunError::Stopped)), "{outcome:?}");
+    assert!(!bench.path("run").exists());
+}
+
 /// How a step is cut changes the last bits alone, dropped branches included.
 #[test]
 fn micro_batches_change_rounding_alone() {

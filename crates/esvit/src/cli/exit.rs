@@ -9,7 +9,7 @@ use esvit_train::run::RunError;
 
 /// Exit code of a run that was stopped and has saved its state (`EX_TEMPFAIL`: schedulers may
 /// requeue the job).
-const STOPPED: u8 = 75;
+pub(super) const STOPPED: u8 = 75;
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
 /// Exit code of a command line that makes no sense.
@@ -28,7 +28,7 @@ impl fmt::Display for Usage {
 impl std::error::Error for Usage {}
 
 /// The exit code of an error: a setting or a recipe that makes no sense is a wrong command line, as
-/// is an option.
+/// is an option. A run that was stopped before it began has not failed.
 pub(super) fn code_of(error: &anyhow::Error) -> u8 {
     // Not a cause of another error, such as settings in a damaged file.
     let is_usage = error.is::<Usage>()
@@ -36,6 +36,9 @@ pub(super) fn code_of(error: &anyhow::Error) -> u8 {
         || error.is::<TextError>()
         || error.is::<SettingError>();
     let of_run = error.downcast_ref::<RunError>();
+    if matches!(of_run, Some(RunError::Stopped)) {
+        return STOPPED;
+    }
     if is_usage || matches!(of_run, Some(RunError::Config(_) | RunError::Device(_))) {
         USAGE
     } else {

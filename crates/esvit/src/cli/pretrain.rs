@@ -10,14 +10,15 @@ use esvit_data::{Folders, Preprocess, RangeSetting, Source, counted, printable};
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
+use esvit_eval::stoppable::{StoppableNetwork, StoppableSource, stoppable_task, unless_stopped};
 use esvit_eval::{knn, preview};
 use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
-use esvit_nn::{Network, Params, Solo};
+use esvit_nn::{Backbone, Network, Params, Solo};
 use esvit_train::Config;
 use esvit_train::checkpoint::{CheckpointError, Measure};
 use esvit_train::run::{
-    End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
+    End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
     check_overwrite,
 };
 use serde_json::json;
@@ -28,7 +29,7 @@ use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
-use super::signals::stop_on_signal;
+use super::signals::Signals;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
 use super::{plan, teacher};
 
@@ -250,13 +251,16 @@ impl How {
         output: &Output,
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
+        let signals = Signals::listen(&[], "stopped before the first step", output)?;
         let prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        stop_on_signal(std::slice::from_ref(&stop), output)?;
         let mut progress = Progress::new(output);
-        let outcome = prepared.train(out, start, overwrite, stop, &mut progress)?;
+        let stop = signals.asked().clone();
+        let outcome = prepared.train(out, start, overwrite, stop, &signals, &mut progress)?;
         drop(progress);
-        report(&prepared.config, &outcome, prepared.task.as_ref(), out, self.json, output)
+        signals.end_at_once("stopped: the run is saved, its network was being measured");
+        // A run that is asked to stop at its end is not measured any more.
+        let task = prepared.task.as_ref().filter(|_| !signals.is_asked());
+        report(&prepared.config, &outcome, task, out, self.json, output)
     }
 }
 
@@ -294,20 +298,24 @@ impl Prepared {
         Ok(Self { config, source, task })
     }
 
-    /// Trains it in its folder until its end, or until `stop` is set.
+    /// Trains it in its folder until its end, or until `stop` is set. A signal stops its checks, too; before its
+    /// first step it ends the program.
     pub(super) fn train(
         &self,
         out: &Path,
         start: Start,
         overwrite: bool,
         stop: Arc<AtomicBool>,
+        signals: &Signals,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
         let Self { config, source, task } = self;
-        let preprocess = config.preprocess();
-        let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
-        let crops = RetrievalTask::new(source.clone(), IMAGES);
-        let mut retrieval = retrieval_check(&crops, &preprocess);
+        let (preprocess, asked) = (config.preprocess(), signals.asked());
+        let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess, asked));
+        let stoppable = StoppableSource::new(source.clone(), asked.clone());
+        let crops = RetrievalTask::new(Arc::new(stoppable), IMAGES);
+        let mut retrieval = retrieval_check(&crops, &preprocess, asked);
+        let mut observer = FromBegin { observer, signals };
         let options = Options {
             out: out.into(),
             overwrite,
@@ -316,11 +324,26 @@ impl Prepared {
             collective: Solo::shared(),
             stop,
             environment: environment(),
-            observer,
+            observer: &mut observer,
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
         };
         esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))
+    }
+}
+
+/// Lets signals wait for a run from its begin on: then there is a state to save.
+struct FromBegin<'a> {
+    observer: &'a mut dyn Observer,
+    signals: &'a Signals,
+}
+
+impl Observer for FromBegin<'_> {
+    fn notice(&mut self, event: &Event<'_>) {
+        if let Event::Begin(_) = event {
+            self.signals.save_first();
+        }
+        self.observer.notice(event);
     }
 }
 
@@ -402,29 +425,41 @@ fn list_some(names: &[String]) -> String {
     format!("{} ({}{more})", names.len(), first.join(", "))
 }
 
+/// What a check of a run gives: nothing if it was stopped.
+type Checked<T> = Result<Option<T>, Box<dyn std::error::Error + Send + Sync>>;
+
 fn knn_check<'a>(
     config: &'a Config,
-    task: &'a LabeledTask,
+    task: &LabeledTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a
-{
+    stop: &'a Arc<AtomicBool>,
+) -> impl FnMut(&Network, &Params) -> Checked<KnnAccuracy> + use<'a> {
+    let task = stoppable_task(task, stop);
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
-        let network = (network.backbone(), teacher);
-        let measured = knn::accuracy(task, network, preprocess, &[k], temperature, |_| ())?;
+        let network = StoppableNetwork::new(network.backbone(), stop);
+        let network: &dyn Backbone = &network;
+        let measured = unless_stopped(|| {
+            knn::accuracy(&task, (network, teacher), preprocess, &[k], temperature, |_| ())
+        });
+        let Some(measured) = measured.transpose()? else { return Ok(None) };
         let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
-        Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })
+        Ok(Some(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 }))
     }
 }
 
+/// A check on the images of `task`, which are to be stoppable.
 fn retrieval_check<'a>(
     task: &'a RetrievalTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<Retrieval, Box<dyn std::error::Error + Send + Sync>> + 'a
-{
+    stop: &'a AtomicBool,
+) -> impl FnMut(&Network, &Params) -> Checked<Retrieval> + use<'a> {
     move |network, teacher| {
-        let (found, _) = task.measure((network.backbone(), teacher), preprocess)?;
-        Ok(Retrieval { images: found.images, top1: found.top1 })
+        let network = StoppableNetwork::new(network.backbone(), stop);
+        let network: &dyn Backbone = &network;
+        let measured = unless_stopped(|| task.measure((network, teacher), preprocess));
+        let found = measured.transpose()?;
+        Ok(found.map(|(found, _)| Retrieval { images: found.images, top1: found.top1 }))
     }
 }
 
