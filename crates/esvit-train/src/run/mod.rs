@@ -11,6 +11,8 @@ mod plan;
 mod session;
 mod settle;
 mod start;
+mod timing;
+mod within;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,14 +30,18 @@ pub use means::{Mean, Sums};
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use needed::check_overwrite;
 pub use plan::Plan;
-pub use settle::{FOR_STEPS, StepTime, TIMED, settled, step_time, steps_within};
+pub use settle::settled;
+pub(crate) use timing::macs;
+pub use timing::{StepTime, TIMED, step_time, worth_timing};
+pub(crate) use within::too_short;
+pub use within::{FEWEST, FOR_STEPS, steps_within};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
 use crate::objective::distill::TeacherRecord;
 use crate::objective::igpt::palette::PaletteError;
-use crate::span::RunLength;
+use crate::span::{RunLength, Time};
 use esvit_files::FileError;
 use session::Session;
 
@@ -242,6 +248,22 @@ pub enum RunError {
         /// The first image without a label.
         unlabeled: Option<String>,
     },
+    /// Hardly a step fits the time of the run.
+    #[error(
+        "`train.time` is {time}, and a step takes about {:.2} s\n\
+         hint: `--time {shortest}` is enough for {fewest} steps; a smaller network (`--arch`) or fewer images \
+         a step (`train.batch_size`) take less",
+        step.as_secs_f64(),
+        fewest = FEWEST
+    )]
+    TooShort {
+        /// The time.
+        time: Time,
+        /// The time of a step.
+        step: Duration,
+        /// The shortest time that makes sense.
+        shortest: Time,
+    },
     /// No step is left.
     #[error(
         "nothing to do: `{path}` is at step {done} and the run would end at step {total}\n\
@@ -397,11 +419,17 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let mut config = settled(config, &**source, collective.world());
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
+    let loader = plan::loader(&config, source.clone(), &**collective)?;
     let step_time = match config.train.time {
-        Some(_) => Some(step_time(&config, source, collective, stop, TIMED)?),
+        Some(time) => {
+            let timed = worth_timing(&config, 0);
+            let step = step_time(&config, source, collective, stop, timed)?;
+            // Refused before anything is written.
+            steps_within(time.0, &step, loader.steps_per_epoch())?;
+            Some(step)
+        }
         None => None,
     };
-    let loader = plan::loader(&config, source.clone(), &**collective)?;
     let batch = config.train.batch_size;
     let mut session = Session::open(config, step_time, options, &loader)?;
     if batch < given {

@@ -20,10 +20,10 @@ use super::means::{Sums, Times};
 use super::metrics_log::{
     EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, peak_memory, untrained,
 };
-use super::settle::{StepTime, steps_within};
 use super::start::Started;
 use super::{
     Check, End, Event, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval, RunError,
+    StepTime, steps_within,
 };
 use crate::Learner;
 use crate::checkpoint::{self, Best, Measure, Metadata};
@@ -80,7 +80,7 @@ impl<'a> Session<'a> {
         let Started { is_unchecked, sums, mut notes, .. } = started;
         notes.extend(config.objective.settings().remarks(source.len()));
         if let (Some(time), Some(step)) = (config.train.time, step_time) {
-            let steps = steps_within(time.0, &step, loader.steps_per_epoch());
+            let steps = steps_within(time.0, &step, loader.steps_per_epoch())?;
             notes.push(format!("{steps} steps of {:.3} s fit {time}", step.later.as_secs_f64()));
             (config.train.steps, config.train.time) = (Some(first_step + steps), None);
         }

@@ -39,7 +39,12 @@ pub(super) fn code_of(error: &anyhow::Error) -> u8 {
     if matches!(of_run, Some(RunError::Stopped)) {
         return STOPPED;
     }
-    if is_usage || matches!(of_run, Some(RunError::Config(_) | RunError::Device(_))) {
+    if is_usage
+        || matches!(
+            of_run,
+            Some(RunError::Config(_) | RunError::Device(_) | RunError::TooShort { .. })
+        )
+    {
         USAGE
     } else {
         FAILED

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
 use esvit_files::free_bytes;
 use esvit_nn::Solo;
-use esvit_train::run::{TIMED, plan, settled, step_time, steps_within};
+use esvit_train::run::{plan, run_length, settled, step_time, steps_within, worth_timing};
 use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
 }
 
 /// Says what a new run would do: network, steps, time, memory, disk and files, and returns the same as
-/// JSON. A few steps are timed.
+/// JSON. A step is timed.
 pub(super) fn show(
     config: &Config,
     source: &Arc<dyn Source>,
@@ -43,12 +43,14 @@ pub(super) fn show(
     let config = settled(config, &**source, 1);
     let collective: Arc<dyn esvit_nn::Collective> = Solo::shared();
     let stop = Arc::new(AtomicBool::new(false));
-    let step = step_time(&config, source, &collective, &stop, TIMED)?;
+    let length = run_length(&config, source, &collective)?;
+    output.note("timing a step on some of the images");
+    let timed = worth_timing(&config, length.total_steps);
+    let step = step_time(&config, source, &collective, &stop, timed)?;
     let mut planned = config.clone();
     if let Some(time) = config.train.time {
-        (planned.train.steps, planned.train.time) = (Some(1), None);
-        let steps_per_epoch = plan(&planned, source, &collective)?.steps_per_epoch;
-        planned.train.steps = Some(steps_within(time.0, &step, steps_per_epoch));
+        let steps = steps_within(time.0, &step, length.steps_per_epoch)?;
+        (planned.train.steps, planned.train.time) = (Some(steps), None);
     }
     let plan = plan(&planned, source, &collective)?;
     output.note(&plan);

@@ -75,8 +75,8 @@ struct How {
     /// Print the time spent in each phase.
     #[arg(long)]
     profile: bool,
-    /// Say what the run would do, and print its settings, instead of starting it. A few steps are
-    /// timed, unless `--quiet`.
+    /// Say what the run would do, and print its settings, instead of starting it. A step is timed;
+    /// with `--quiet` only where settings depend on it, as for `--time`.
     #[arg(long)]
     dry_run: bool,
     /// Print what came of the run as JSON; with `--dry-run`, what it would do.

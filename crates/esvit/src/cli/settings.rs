@@ -2,9 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use anyhow::Result;
 use esvit_data::{Folders, Survey, ViewsConfig, counted, printable};
 use esvit_eval::preview;
@@ -135,7 +132,7 @@ pub(super) fn choose(
     let source = preview::source(&config)?;
     preview::choose_range(&mut config, &*source);
     let survey = Survey::of(&*source, &config.preprocess().conversion());
-    let choice = chooser.choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
+    let choice = chooser.choose(&source, &survey, given, &|word| output.note(word))?;
     output.note(format!(
         "recipe `{}`, for {} of about {} pixels:",
         chooser.name(),

@@ -9,7 +9,7 @@ use esvit_data::printable;
 use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::Config;
-use esvit_train::run::{StepTime, TIMED, run_length, settled, step_time, steps_within};
+use esvit_train::run::{StepTime, run_length, settled, step_time, steps_within, worth_timing};
 use esvit_train::variants::{Comparison, Planned};
 use serde::Serialize;
 use serde_json::json;
@@ -40,7 +40,7 @@ struct Length {
     step: Option<StepTime>,
 }
 
-/// Lists the runs with their expected time. A few steps of each variant are timed, unless quiet.
+/// Lists the runs with their expected time. A step of each variant is timed, unless quiet.
 pub(super) fn show(
     comparison: &Comparison,
     folder: &Folder,
@@ -89,17 +89,19 @@ impl Length {
     fn of(config: Config, is_timed: bool) -> Result<Self> {
         let source = preview::source(&config)?;
         let collective: Arc<dyn Collective> = Solo::shared();
+        let length = run_length(&config, &source, &collective)?;
         let step = match is_timed {
             true => {
                 let stop = Arc::new(AtomicBool::new(false));
-                Some(step_time(&config, &source, &collective, &stop, TIMED)?)
+                let timed = worth_timing(&config, length.total_steps);
+                Some(step_time(&config, &source, &collective, &stop, timed)?)
             }
             false => None,
         };
-        let length = run_length(&config, &source, &collective)?;
-        let steps = match config.train.time {
-            Some(time) => step.map(|step| steps_within(time.0, &step, length.steps_per_epoch)),
-            None => Some(length.total_steps),
+        let steps = match (config.train.time, &step) {
+            (Some(time), Some(step)) => Some(steps_within(time.0, step, length.steps_per_epoch)?),
+            (Some(_), None) => None,
+            (None, _) => Some(length.total_steps),
         };
         let batch = settled(&config, &*source, 1).train.batch_size as u64;
         Ok(Self { batch, steps, steps_per_epoch: length.steps_per_epoch, step })
