@@ -267,7 +267,8 @@ impl Chooser {
                 let step = pace.unwrap_or(0.0) * macs(&config) * batch as f64;
                 let steps = (FOR_STEPS * time.as_secs_f64() / step) as u64;
                 if steps < FEWEST {
-                    return Err(too_short(time, Duration::from_secs_f64(step)));
+                    let step = Duration::from_secs_f64(step);
+                    return Err(too_short(time, step, (Duration::ZERO, Duration::ZERO)));
                 }
                 steps
             }
@@ -487,7 +488,7 @@ fn pace(config: &Config, source: &Arc<dyn Source>) -> Result<f64, RunError> {
     let alone: Arc<dyn Collective> = Solo::shared();
     let steps = given_steps(config, source.len()).unwrap_or(0);
     let timed = worth_timing(config, steps).min(TIMED);
-    let step = step_time(config, source, &alone, &Arc::default(), timed)?;
+    let step = step_time(config, source, &alone, timed)?;
     Ok(step.later.as_secs_f64() / (macs(config) * config.train.batch_size as f64))
 }
 

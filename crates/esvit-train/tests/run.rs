@@ -32,6 +32,7 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use esvit_data::{Image, InMemory, Source, SourceError};
 use esvit_nn::{Collective, Device, Network, Params, Solo};
@@ -40,8 +41,8 @@ use esvit_train::checkpoint::{Best, Checkpoint, Measure};
 use esvit_train::config_text::parse_override;
 use esvit_train::input::network_input;
 use esvit_train::run::{
-    End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, Retrieval, RetrievalMetrics,
-    RunError, Start, StepMetrics,
+    CheckTime, Costs, End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, Retrieval,
+    RetrievalMetrics, RunError, Start, StepMetrics, StepTime,
 };
 use esvit_train::{Config, official, pretrain};
 use esvit_weights::{Float, WeightsFile};
@@ -159,6 +160,8 @@ struct Bench {
     top1: Option<Vec<f64>>,
     /// How often the other crop is found, likewise.
     found: Option<Vec<f64>>,
+    /// What a step and the checks are said to take.
+    costs: Option<Costs>,
 }
 
 impl Bench {
@@ -174,6 +177,7 @@ impl Bench {
             stop_in_check: None,
             top1: None,
             found: None,
+            costs: None,
         }
     }
 
@@ -223,6 +227,7 @@ impl Bench {
             observer: &mut reported,
             knn: if self.top1.is_some() { Some(&mut knn) } else { None },
             retrieval: if self.found.is_some() { Some(&mut retrieval) } else { None },
+            costs: self.costs,
         };
         let outcome = pretrain(&self.config, options);
         (outcome, reported)

@@ -17,7 +17,7 @@ mod within;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
@@ -32,9 +32,9 @@ pub use needed::check_overwrite;
 pub use plan::Plan;
 pub use settle::settled;
 pub(crate) use timing::macs;
-pub use timing::{StepTime, TIMED, step_time, worth_timing};
+pub use timing::{CheckTime, CheckTimer, Costs, StepTime, TIMED, costs, step_time, worth_timing};
 pub(crate) use within::too_short;
-pub use within::{FEWEST, FOR_STEPS, steps_within};
+pub use within::{FEWEST, FOR_CHECKS, FOR_STEPS, Within, checks};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
@@ -89,6 +89,9 @@ pub struct Options<'a> {
     /// Measures, before the first step too, how often the other crop of an image is found. It
     /// chooses the best checkpoint where there is no k-NN accuracy; weights that a run begins with count as one.
     pub retrieval: Option<&'a mut Check<'a, Retrieval>>,
+    /// How long a step and these checks take, if that was measured: a run whose length is a time then has as many
+    /// steps as fit beside the checks. Else it times a step itself, and leaves no room for checks.
+    pub costs: Option<Costs>,
 }
 
 /// Measures a network with these parameters; None if it was asked to stop: the check is then made when the
@@ -177,6 +180,8 @@ pub struct Outcome {
     pub best: Option<Best>,
     /// Time spent in steps, in this session.
     pub training: Duration,
+    /// Time of this session from its begin on: steps, checks and checkpoints.
+    pub elapsed: Duration,
     /// Number of images left out.
     pub broken: usize,
 }
@@ -250,10 +255,11 @@ pub enum RunError {
     },
     /// Hardly a step fits the time of the run.
     #[error(
-        "`train.time` is {time}, and a step takes about {:.2} s\n\
-         hint: `--time {shortest}` is enough for {fewest} steps; a smaller network (`--arch`) or fewer images \
-         a step (`train.batch_size`) take less",
+        "`train.time` is {time}, and a step takes about {:.2} s{}\n\
+         hint: `--time {shortest}` is enough for {fewest} steps; a smaller network (`--arch`), fewer images \
+         a step (`train.batch_size`) or no checks (`knn.every=0`) take less",
         step.as_secs_f64(),
+        and_checks(*checks),
         fewest = FEWEST
     )]
     TooShort {
@@ -261,6 +267,8 @@ pub enum RunError {
         time: Time,
         /// The time of a step.
         step: Duration,
+        /// The time of the checks that every run has.
+        checks: Duration,
         /// The shortest time that makes sense.
         shortest: Time,
     },
@@ -352,6 +360,14 @@ pub enum RunError {
     },
 }
 
+/// What checks take, after what a step takes.
+fn and_checks(checks: Duration) -> String {
+    match checks.is_zero() {
+        true => String::new(),
+        false => format!(", and the checks {:.0} s", checks.as_secs_f64()),
+    }
+}
+
 /// Lines that are listed of what does not fit: what is not as it was says more.
 const MISFITS: usize = 3;
 
@@ -413,6 +429,7 @@ pub fn run_length(
 /// # Errors
 /// [`RunError`] has a hint; checkpoints written before the error stay intact.
 pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunError> {
+    let began = Instant::now();
     config.check_ready()?;
     let Options { source, collective, stop, .. } = &options;
     let given = config.train.batch_size;
@@ -420,18 +437,24 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
     let loader = plan::loader(&config, source.clone(), &**collective)?;
-    let step_time = match config.train.time {
-        Some(time) => {
+    let costs = match (options.costs, config.train.time) {
+        (None, Some(_)) => {
             let timed = worth_timing(&config, 0);
-            let step = step_time(&config, source, collective, stop, timed)?;
-            // Refused before anything is written.
-            steps_within(time.0, &step, loader.steps_per_epoch())?;
-            Some(step)
+            Some(Costs {
+                // Of the time since the run began.
+                spent: Duration::ZERO,
+                ..costs(&config, source, collective, stop, timed, None)?
+            })
         }
-        None => None,
+        (given, _) => given,
     };
+    if let (Some(costs), Some(time)) = (&costs, config.train.time) {
+        // Refused before anything is written.
+        let time = (time.0, costs.spent + began.elapsed());
+        costs.within(time, 0, loader.steps_per_epoch(), config.knn.every)?;
+    }
     let batch = config.train.batch_size;
-    let mut session = Session::open(config, step_time, options, &loader)?;
+    let mut session = Session::open(config, costs, began, options, &loader)?;
     if batch < given {
         session.note(&format!(
             "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"

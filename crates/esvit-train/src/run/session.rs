@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Batch, Batches, Loader, Source};
+use esvit_data::{Batch, Batches, Loader, Source, counted};
 use esvit_kernels::pool;
 use esvit_nn::Device;
 use esvit_nn::backbone::igpt;
@@ -22,8 +22,8 @@ use super::metrics_log::{
 };
 use super::start::Started;
 use super::{
-    Check, End, Event, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval, RunError,
-    StepTime, steps_within,
+    Check, Costs, End, Event, FOR_CHECKS, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval,
+    RunError, checks,
 };
 use crate::Learner;
 use crate::checkpoint::{self, Best, Measure, Metadata};
@@ -32,6 +32,7 @@ use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
 use crate::objective::igpt::palette;
 use crate::objective::{CollapseDetector, MicroBatch, ObjectiveConfig, StepInfo};
+use crate::span::RunLength;
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
@@ -61,13 +62,15 @@ pub(super) struct Session<'a> {
     times: Times,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
+    began: Instant,
 }
 
 impl<'a> Session<'a> {
-    /// `step_time` is that of a step, for a run whose length is a time.
+    /// `costs` are those of a step and of checks, for a run whose length is a time; it began at `began`.
     pub(super) fn open(
         mut config: Config,
-        step_time: Option<StepTime>,
+        costs: Option<Costs>,
+        began: Instant,
         options: Options<'a>,
         loader: &Loader,
     ) -> Result<Self, RunError> {
@@ -79,12 +82,11 @@ impl<'a> Session<'a> {
         let Started { learner, first_step, best, newest, moved, from_weights, .. } = started;
         let Started { is_unchecked, sums, mut notes, .. } = started;
         notes.extend(config.objective.settings().remarks(source.len()));
-        if let (Some(time), Some(step)) = (config.train.time, step_time) {
-            let steps = steps_within(time.0, &step, loader.steps_per_epoch())?;
-            notes.push(format!("{steps} steps of {:.3} s fit {time}", step.later.as_secs_f64()));
-            (config.train.steps, config.train.time) = (Some(first_step + steps), None);
+        if let Some(costs) = &costs {
+            notes.extend(decide_length(&mut config, costs, began, first_step, loader)?);
         }
-        let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
+        let mut plan = Plan::new(&config, loader, source.len(), &learner, first_step);
+        plan.time = costs.map(|costs| costs.time(first_step, plan.run(), config.knn.every));
         // A run that has no step left is not one with other settings or other steps: its files stay as they are.
         let is_done = !is_unchecked && first_step >= plan.total_steps && folder.config().exists();
         let log = if learner.collective.rank() == 0 && !is_done {
@@ -124,6 +126,7 @@ impl<'a> Session<'a> {
             sums,
             times: Times::default(),
             found,
+            began: Instant::now(),
         };
         for note in notes {
             session.note(&note)?;
@@ -400,9 +403,46 @@ impl<'a> Session<'a> {
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
             best: self.best,
             training,
+            elapsed: self.began.elapsed(),
             broken: loader.broken().len(),
         }
     }
+}
+
+/// Gives a run whose length is a time the steps and checks that fit; says so.
+fn decide_length(
+    config: &mut Config,
+    costs: &Costs,
+    began: Instant,
+    first_step: u64,
+    loader: &Loader,
+) -> Result<Vec<String>, RunError> {
+    let Some(time) = config.train.time else { return Ok(Vec::new()) };
+    let (every, steps_per_epoch) = (config.knn.every, loader.steps_per_epoch());
+    let given = (time.0, costs.spent + began.elapsed());
+    let found = costs.within(given, first_step, steps_per_epoch, every)?;
+    let total_steps = first_step + found.steps;
+    (config.train.steps, config.train.time) = (Some(total_steps), None);
+    config.knn.every = found.every;
+    let count = checks(first_step, RunLength { total_steps, steps_per_epoch }, found.every);
+    let checks = match costs.checks.each.is_zero() || count == 0 {
+        true => String::new(),
+        false => {
+            let each = costs.checks.each.as_secs_f64();
+            format!(" and {} of {each:.1} s", counted(count as usize, "check"))
+        }
+    };
+    let (steps, step) = (found.steps, costs.step.later.as_secs_f64());
+    let mut notes = vec![format!("{steps} steps of {step:.3} s{checks} fit {time}")];
+    if found.every != every {
+        notes.push(format!(
+            "a check comes every {} of the run instead of {every} (`knn.every`): more would take over {:.0} % \
+             of the time",
+            found.every,
+            100.0 * FOR_CHECKS
+        ));
+    }
+    Ok(notes)
 }
 
 /// What goes through the networks of a batch of crops.

@@ -1,4 +1,5 @@
-//! How long a step of a run takes: measured on its first images, with networks that are dropped afterwards.
+//! How long a step of a run takes, and a check of its network: measured on its first images, with networks that are
+//! dropped afterwards.
 //!
 //! Where a micro-batch takes long, fewer images are timed in its place, down to one: a run that would take days says so
 //! within seconds.
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use esvit_data::{Batches, Loader, Source};
 use esvit_kernels::pool;
-use esvit_nn::{Collective, Device, ForwardCtx, Tensor};
+use esvit_nn::{Collective, Device, ForwardCtx, Network, Params, Tensor};
 
 use super::session::micro_batch;
 use super::{RunError, plan, settled};
@@ -40,6 +41,31 @@ impl StepTime {
     }
 }
 
+/// The time of the checks of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CheckTime {
+    /// Of the one before the first step.
+    pub first: Duration,
+    /// Of each of those during the run.
+    pub each: Duration,
+    /// Of what is measured after it.
+    pub end: Duration,
+}
+
+/// Times the checks of a run, of a network with these parameters.
+pub type CheckTimer<'a> = dyn FnMut(&Network, &Params) -> CheckTime + 'a;
+
+/// How long the parts of a run take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Costs {
+    /// The time of a step.
+    pub step: StepTime,
+    /// The time of the checks.
+    pub checks: CheckTime,
+    /// How long it took to measure them.
+    pub spent: Duration,
+}
+
 /// How long it is worth timing a run of so many steps: a hundredth of the time that it is given, or that it takes
 /// by a first guess, and [`TIMED`] at most.
 pub fn worth_timing(config: &Config, steps: u64) -> Duration {
@@ -58,30 +84,57 @@ pub(crate) fn macs(config: &Config) -> f64 {
     teacher + 3.0 * views.sizes().into_iter().map(of).sum::<f64>()
 }
 
-/// The time of a step, measured over about twice the time `timed`, or longer where an image takes that long.
+/// How long a step takes, measured over about twice the time `timed`, or longer where an image takes that long, and
+/// the checks, if a timer is given.
 ///
 /// # Errors
 /// When the images cannot be loaded or the device does not exist, and [`RunError::Stopped`] if `stop` is set.
-pub fn step_time(
+pub fn costs(
     config: &Config,
     source: &Arc<dyn Source>,
     collective: &Arc<dyn Collective>,
     stop: &Arc<AtomicBool>,
     timed: Duration,
-) -> Result<StepTime, RunError> {
+    checks: Option<&mut CheckTimer<'_>>,
+) -> Result<Costs, RunError> {
+    let began = Instant::now();
     config.check_ready()?;
     let config = settled(config, &**source, collective.world());
     let device: Device = config.train.device.parse()?;
     let classes = source.classes().len();
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
     let timing = Timing { config: &config, source, stop, timed };
-    let times = timing.step(&mut learner)?.map(|time| time.as_secs_f32());
+    let [first, later] = timing.step(&mut learner)?;
+    let checks = match checks {
+        Some(time) => time(&learner.network, learner.evaluated()),
+        None => CheckTime::default(),
+    };
+    let CheckTime { first: before, each, end } = checks;
+    let times = [first, later, before, each, end].map(|time| time.as_secs_f32());
     // All processes make the same plan: that of the slowest.
     let all = collective.all_gather(Tensor::from_vec(times.to_vec(), &Device::Cpu)).to_vec::<f32>();
     let slowest = |place: usize| {
-        Duration::from_secs_f32(all.iter().skip(place).step_by(2).copied().fold(0.0, f32::max))
+        let of_processes = all.iter().skip(place).step_by(times.len());
+        Duration::from_secs_f32(of_processes.copied().fold(0.0, f32::max))
     };
-    Ok(StepTime { first: slowest(0), later: slowest(1) })
+    Ok(Costs {
+        step: StepTime { first: slowest(0), later: slowest(1) },
+        checks: CheckTime { first: slowest(2), each: slowest(3), end: slowest(4) },
+        spent: began.elapsed(),
+    })
+}
+
+/// The time of a step, as [`costs`] has it.
+///
+/// # Errors
+/// As [`costs`].
+pub fn step_time(
+    config: &Config,
+    source: &Arc<dyn Source>,
+    collective: &Arc<dyn Collective>,
+    timed: Duration,
+) -> Result<StepTime, RunError> {
+    Ok(costs(config, source, collective, &Arc::default(), timed, None)?.step)
 }
 
 /// What a step is timed on.
@@ -283,7 +336,7 @@ mod tests {
         let [wait, timed] = [wait, timed].map(Duration::from_millis);
         let slow = Arc::new(Slow { wait, read: AtomicUsize::new(0) });
         let source: Arc<dyn Source> = slow.clone();
-        let time = step_time(config, &source, &Solo::shared(), &Arc::default(), timed).unwrap();
+        let time = step_time(config, &source, &Solo::shared(), timed).unwrap();
         (time, slow.read.load(Ordering::SeqCst))
     }
 

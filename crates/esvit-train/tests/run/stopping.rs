@@ -150,3 +150,33 @@ fn a_run_of_a_given_time() {
     let (outcome, _) = bench.well("run");
     assert!(outcome.end == End::Finished && outcome.step > done, "{}", outcome.step);
 }
+
+/// What steps and checks are said to take decides how many there are: of ten minutes those of a minute each have
+/// a fifth, so that one at the end has room beside the first, and half a minute is for what comes after the run.
+#[test]
+fn a_time_has_room_for_checks() {
+    let of = |step: u64| {
+        let step = Duration::from_secs(step);
+        let [each, end] = [60, 30].map(Duration::from_secs);
+        let checks = CheckTime { first: each, each, end };
+        let step = StepTime { first: step, later: step };
+        Some(Costs { step, checks, spent: Duration::from_secs(6) })
+    };
+    let settings = ["train.epochs=none", "train.time=10m", "knn.every=10%"];
+    let mut bench = Bench::new(&settings);
+    (bench.costs, bench.found) = (of(20), Some(vec![10.0, 20.0]));
+    let (outcome, reported) = bench.well("run");
+    // 576 seconds less six, thirty and two minutes.
+    assert_eq!((outcome.end, outcome.step), (End::Finished, 20));
+    assert_eq!(reported.notes[0], "20 steps of 20.000 s and 1 check of 60.0 s fit 10m");
+    assert!(reported.notes[1].starts_with("a check comes every 100% of the run instead of 10%"));
+    assert_eq!(reported.retrieval.iter().map(|f| f.step).collect::<Vec<_>>(), [0, 20]);
+    assert!(bench.read("run/config.toml").contains("every = \"100%\""));
+    assert!(outcome.elapsed >= outcome.training);
+
+    let mut bench = Bench::new(&settings);
+    (bench.costs, bench.found) = (of(60), Some(Vec::new()));
+    let (outcome, _) = bench.run("run");
+    assert!(matches!(outcome, Err(RunError::TooShort { .. })), "{outcome:?}");
+    assert!(!bench.path("run").exists());
+}

@@ -2,18 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 use esvit_data::{Source, counted};
+use esvit_eval::labeled::LabeledTask;
 use esvit_files::free_bytes;
-use esvit_nn::Solo;
-use esvit_train::run::{plan, run_length, settled, step_time, steps_within, worth_timing};
+use esvit_nn::{Collective, Solo};
+use esvit_train::run::{Costs, checks, plan, run_length, settled};
+use esvit_train::span::{RunLength, Span};
 use esvit_train::{Config, memory};
 use serde_json::{Value, json};
 
-use super::Output;
 use super::progress::clock;
+use super::{Output, costs};
 
 /// Refuses settings that need more memory than there is, unless the user has given an amount.
 pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
@@ -32,78 +33,117 @@ pub(super) fn check_memory(config: &Config, source: &dyn Source) -> Result<()> {
     )
 }
 
-/// Says what a new run would do: network, steps, time, memory, disk and files, and returns the same as
-/// JSON. A step is timed.
-pub(super) fn show(
-    config: &Config,
-    source: &Arc<dyn Source>,
-    out: &Path,
-    output: &Output,
-) -> Result<Value> {
-    let config = settled(config, &**source, 1);
-    let collective: Arc<dyn esvit_nn::Collective> = Solo::shared();
-    let stop = Arc::new(AtomicBool::new(false));
-    let length = run_length(&config, source, &collective)?;
-    output.note("timing a step on some of the images");
-    let timed = worth_timing(&config, length.total_steps);
-    let step = step_time(&config, source, &collective, &stop, timed)?;
-    let mut planned = config.clone();
-    if let Some(time) = config.train.time {
-        let steps = steps_within(time.0, &step, length.steps_per_epoch)?;
-        (planned.train.steps, planned.train.time) = (Some(steps), None);
+/// A run that is about to begin, or would be.
+pub(super) struct Upcoming<'a> {
+    /// Its settings.
+    pub(super) config: &'a Config,
+    /// Its images.
+    pub(super) source: &'a Arc<dyn Source>,
+    /// What its checks of k-NN accuracy are made on.
+    pub(super) task: Option<&'a LabeledTask>,
+    /// Whether it begins with weights, which are measured.
+    pub(super) from_weights: bool,
+    /// Steps that are done.
+    pub(super) first: u64,
+    /// Its folder.
+    pub(super) out: &'a Path,
+}
+
+/// The time of a run from `first` steps on, and what takes it.
+fn time_in_words(costs: &Costs, first: u64, run: RunLength, every: Span) -> String {
+    let (steps, count) = (run.total_steps.saturating_sub(first), checks(first, run, every));
+    let (each, end) = (costs.checks.each, costs.checks.end);
+    let mut parts = vec![format!(
+        "{} of {:.2} s",
+        counted(steps as usize, "step"),
+        costs.step.later.as_secs_f64()
+    )];
+    if count > 0 && !each.is_zero() {
+        let count = counted(count as usize, "check");
+        parts.push(format!("{count} of {:.1} s", each.as_secs_f64()));
     }
-    let plan = plan(&planned, source, &collective)?;
-    output.note(&plan);
-    let time = step.of(plan.total_steps, plan.steps_per_epoch);
-    output.note(format!(
-        "time: about {} ({:.2} s a step, measured), besides checks",
-        clock(time),
-        step.later.as_secs_f64()
-    ));
-    let need = memory::estimate(&config, config.train.micro_batch());
-    let available = memory::available();
-    let free = available
-        .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
-    output.note(format!(
-        "memory: about {:.1} GB{free}, with micro-batches of {}",
-        need / 1e9,
-        counted(config.train.micro_batch(), "image")
-    ));
-    let checkpoint = memory::checkpoint_bytes(&config);
-    // The kept ones and the one being written; the best one is a file of its own once they are gone.
-    let recent = config.checkpoint.keep_last + 1;
-    let checkpoints = recent + 1;
-    let free_disk = free_bytes(out);
-    let free = free_disk
-        .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
-    output.note(format!(
-        "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
-        counted(recent, "checkpoint"),
-        checkpoint / 1e6,
-        out.display()
-    ));
-    let disk = checkpoint * checkpoints as f64;
-    if free_disk.is_some_and(|free| disk > free as f64) {
-        output.warning(format!(
-            "the checkpoints take up to {:.1} GB, more than is free\n\
-             hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
-            disk / 1e9
+    if !end.is_zero() {
+        parts.push(format!("{} for what is measured at the end", clock(end)));
+    }
+    let time = clock(costs.time(first, run, every) + end);
+    format!("time: about {time}, as measured: {}", parts.join(", "))
+}
+
+impl Upcoming<'_> {
+    /// How long its parts take.
+    pub(super) fn costs(&self) -> Result<Costs> {
+        costs::measure(self.config, self.source, self.task, self.from_weights)
+    }
+
+    /// Says what the run would do: network, steps, time, memory, disk and files, and returns the same as
+    /// JSON. A step and the checks are timed.
+    pub(super) fn show(&self, output: &Output) -> Result<Value> {
+        let Self { source, first, out, .. } = *self;
+        let config = settled(self.config, &**source, 1);
+        let collective: Arc<dyn Collective> = Solo::shared();
+        let length = run_length(&config, source, &collective)?;
+        output.note("timing a step and the checks on some of the images");
+        let costs = self.costs()?;
+        let mut planned = config.clone();
+        if let Some(time) = config.train.time {
+            let (given, every) = ((time.0, costs.spent), config.knn.every);
+            let found = costs.within(given, first, length.steps_per_epoch, every)?;
+            (planned.train.steps, planned.train.time) = (Some(first + found.steps), None);
+            planned.knn.every = found.every;
+        }
+        let plan = plan(&planned, source, &collective)?;
+        output.note(&plan);
+        let (run, every) = (plan.run(), planned.knn.every);
+        output.note(time_in_words(&costs, first, run, every));
+        let time = costs.time(first, run, every) + costs.checks.end;
+        let need = memory::estimate(&config, config.train.micro_batch());
+        let available = memory::available();
+        let free = available
+            .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
+        output.note(format!(
+            "memory: about {:.1} GB{free}, with micro-batches of {}",
+            need / 1e9,
+            counted(config.train.micro_batch(), "image")
         ));
+        let checkpoint = memory::checkpoint_bytes(&config);
+        // The kept ones and the one being written; the best one is a file of its own once they are gone.
+        let recent = config.checkpoint.keep_last + 1;
+        let checkpoints = recent + 1;
+        let free_disk = free_bytes(out);
+        let free = free_disk.map_or_else(String::new, |bytes| {
+            format!(", where {:.1} GB are free", bytes as f64 / 1e9)
+        });
+        output.note(format!(
+            "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
+            counted(recent, "checkpoint"),
+            checkpoint / 1e6,
+            out.display()
+        ));
+        let disk = checkpoint * checkpoints as f64;
+        if free_disk.is_some_and(|free| disk > free as f64) {
+            output.warning(format!(
+                "the checkpoints take up to {:.1} GB, more than is free\n\
+                 hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
+                disk / 1e9
+            ));
+        }
+        Ok(json!({
+            "images": plan.images,
+            "batch_size": plan.batch,
+            "micro_batch": config.train.micro_batch(),
+            "steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "threads": plan.threads,
+            "precision": plan.precision.name(),
+            "seconds": time.as_secs_f64(),
+            "seconds_per_step": costs.step.later.as_secs_f64(),
+            "checks": checks(first, run, every),
+            "seconds_per_check": costs.checks.each.as_secs_f64(),
+            "memory_bytes": need,
+            "available_memory_bytes": available,
+            "checkpoint_bytes": checkpoint,
+            "checkpoints": checkpoints,
+            "free_disk_bytes": free_disk,
+        }))
     }
-    Ok(json!({
-        "images": plan.images,
-        "batch_size": plan.batch,
-        "micro_batch": config.train.micro_batch(),
-        "steps": plan.total_steps,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "threads": plan.threads,
-        "precision": plan.precision.name(),
-        "seconds": time.as_secs_f64(),
-        "seconds_per_step": step.later.as_secs_f64(),
-        "memory_bytes": need,
-        "available_memory_bytes": available,
-        "checkpoint_bytes": checkpoint,
-        "checkpoints": checkpoints,
-        "free_disk_bytes": free_disk,
-    }))
 }

@@ -16,15 +16,16 @@ use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Backbone, Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::checkpoint::{CheckpointError, Measure};
+use esvit_train::checkpoint::{Checkpoint, CheckpointError, Measure};
 use esvit_train::run::{
-    End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
-    check_overwrite,
+    Costs, End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder,
+    Start, check_overwrite,
 };
 use serde_json::json;
 
 use super::args::{newest_or_file, run_or_file};
 use super::flags::ScriptOptions;
+use super::plan::Upcoming;
 use super::profile_table::profile_table;
 use super::progress::{Progress, clock};
 use super::settings::{Given, Settings};
@@ -171,8 +172,9 @@ impl How {
             }
             let plan = match output.shows_notes() {
                 true => {
-                    let (source, _) = images(&config, output)?;
-                    Some(plan::show(&config, &source, out, output)?)
+                    let (source, task) = images(&config, output)?;
+                    let prepared = Prepared { config: config.clone(), source, task, costs: None };
+                    Some(prepared.upcoming(out, &start).show(output)?)
                 }
                 false => None,
             };
@@ -252,7 +254,8 @@ impl How {
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
         let signals = Signals::listen(&[], "stopped before the first step", output)?;
-        let prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
+        let mut prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
+        prepared.measure(out, &start, output)?;
         let mut progress = Progress::new(output);
         let stop = signals.asked().clone();
         let outcome = prepared.train(out, start, overwrite, stop, &signals, &mut progress)?;
@@ -272,6 +275,8 @@ pub(super) struct Prepared {
     pub(super) source: Arc<dyn Source>,
     /// What its checks of k-NN accuracy are made on.
     pub(super) task: Option<LabeledTask>,
+    /// How long its parts take, if that was measured.
+    pub(super) costs: Option<Costs>,
 }
 
 impl Prepared {
@@ -295,7 +300,34 @@ impl Prepared {
             config.data.range = RangeSetting::Levels(config.data.range.levels());
         }
         preview::choose_range(&mut config, &*source).iter().for_each(|line| output.note(line));
-        Ok(Self { config, source, task })
+        Ok(Self { config, source, task, costs: None })
+    }
+
+    /// Measures how long the parts of the run take, if its length is a time: checks are to have room in it.
+    pub(super) fn measure(&mut self, out: &Path, start: &Start, output: &Output) -> Result<()> {
+        if self.config.train.time.is_some() {
+            output.note("timing a step and the checks on some of the images");
+            self.costs = Some(self.upcoming(out, start).costs()?);
+        }
+        Ok(())
+    }
+
+    /// The run, before it begins.
+    fn upcoming<'a>(&'a self, out: &'a Path, start: &Start) -> Upcoming<'a> {
+        let step_of = |path: &Path| Some(Checkpoint::open(path).ok()?.run().ok()?.step);
+        let first = match start {
+            Start::New | Start::InitFrom { .. } => None,
+            Start::ContinueFrom(path) => step_of(path),
+            Start::Resume => newest(out).map(|(step, _)| step),
+        };
+        Upcoming {
+            config: &self.config,
+            source: &self.source,
+            task: self.task.as_ref(),
+            from_weights: matches!(start, Start::InitFrom { .. }),
+            first: first.unwrap_or(0),
+            out,
+        }
     }
 
     /// Trains it in its folder until its end, or until `stop` is set. A signal stops its checks, too; before its
@@ -309,7 +341,7 @@ impl Prepared {
         signals: &Signals,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
-        let Self { config, source, task } = self;
+        let Self { config, source, task, costs } = self;
         let (preprocess, asked) = (config.preprocess(), signals.asked());
         let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess, asked));
         let stoppable = StoppableSource::new(source.clone(), asked.clone());
@@ -327,6 +359,7 @@ impl Prepared {
             observer: &mut observer,
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
+            costs: *costs,
         };
         esvit_train::pretrain(config, options).map_err(|error| on_full(error, out))
     }
@@ -499,6 +532,7 @@ fn report(
         "steps": outcome.step,
         "session_steps": outcome.session_steps,
         "seconds": outcome.training.as_secs_f64(),
+        "session_seconds": outcome.elapsed.as_secs_f64(),
         "checkpoint": printable(&outcome.checkpoint),
         "left_out": outcome.broken,
         "retrieval": outcome.retrieval,
@@ -521,7 +555,12 @@ fn report(
     output.count_left_out();
     if outcome.training > Duration::ZERO {
         let steps = counted(outcome.session_steps as usize, "step");
-        output.note(format!("{steps} in {}", clock(outcome.training)));
+        let rest = outcome.elapsed.saturating_sub(outcome.training);
+        let rest = match rest < Duration::from_secs(1) {
+            true => String::new(),
+            false => format!(", checks and checkpoints in {}", clock(rest)),
+        };
+        output.note(format!("{steps} in {}{rest}", clock(outcome.training)));
     }
     if let Some([first, last]) = outcome.retrieval {
         let (before, after) = (first.retrieval_top1, last.retrieval_top1);

@@ -123,8 +123,9 @@ impl<'a> Runs<'a> {
         let (mut config, start) = self.beginning(run, &folder)?;
         teacher::attach(&mut config, self.output)?;
         self.output.note(format!("run folder `{}`", folder.display()));
-        let prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
+        let mut prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
         self.check_same(run, &prepared, &folder)?;
+        prepared.measure(&folder, &start, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
         let mut next = (matches!(start, Start::ContinueFrom(_)), start);
         let variant = &run.variant.asked.name;
@@ -223,6 +224,8 @@ impl<'a> Runs<'a> {
         if planned.train.time.is_some() {
             (planned.train.epochs, planned.train.steps, planned.train.time) =
                 (found.train.epochs, found.train.steps, found.train.time);
+            // Checks come less often where they would take too much of the time.
+            planned.knn.every = found.knn.every;
         }
         let changes = found.differences(&planned);
         if changes.is_empty() {
