@@ -291,18 +291,8 @@ impl Chooser {
             format!("momentum {momentum}"),
             &format!("for about {}", counted(steps as usize, "step")),
         );
-        if steps < SHORT && !self.goes_on {
-            choosing.reasons.push(format!(
-                "a short run ({}): in its first thousand a network learns little",
-                counted(steps as usize, "step")
-            ));
-        }
-        if images < FEW && !self.goes_on {
-            choosing.reasons.push(format!(
-                "few images ({images}): a published network will serve most purposes better than one \
-                 that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
-                 `--init-from FILE` to go on from it)"
-            ));
+        if !self.goes_on {
+            choosing.reasons.extend(cautions(images, steps));
         }
         if survey.has_no_up {
             choosing.reasons.push(
@@ -313,6 +303,25 @@ impl Chooser {
         }
         Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
     }
+}
+
+/// What to keep in mind of a run from nothing on so many images, of so many steps.
+pub fn cautions(images: usize, steps: u64) -> Vec<String> {
+    let mut cautions = Vec::new();
+    if steps < SHORT {
+        cautions.push(format!(
+            "a short run ({}): in its first thousand a network learns little",
+            counted(steps as usize, "step")
+        ));
+    }
+    if images < FEW {
+        cautions.push(format!(
+            "few images ({images}): a published network will serve most purposes better than one \
+             that is trained on them from nothing (`esvit embed --checkpoint FILE`, or \
+             `--init-from FILE` to go on from it)"
+        ));
+    }
+    cautions
 }
 
 /// Chooses how much both tasks count: on small maps a region has few others to be told from, and at

@@ -97,6 +97,10 @@ fn images(count: u32, contrast: u32) -> InMemory {
 #[derive(Default)]
 struct Reported {
     plan: String,
+    /// How long it is said to take.
+    time: Option<Duration>,
+    /// Steps before checks, and how long these are said to take.
+    checks: Vec<(u64, Option<Duration>)>,
     losses: Vec<f32>,
     figures: Vec<StepMetrics>,
     knn: Vec<KnnMetrics>,
@@ -114,7 +118,8 @@ struct Reported {
 impl Observer for Reported {
     fn notice(&mut self, event: &Event<'_>) {
         match event {
-            Event::Begin(plan) => self.plan = plan.to_string(),
+            Event::Begin(plan) => (self.plan, self.time) = (plan.to_string(), plan.time),
+            Event::Check { step, time } => self.checks.push((*step, *time)),
             Event::Step { step, loss } => {
                 self.losses.push(*loss);
                 if *step == self.stop_after {

@@ -147,6 +147,13 @@ pub enum Event<'a> {
     },
     /// Metrics since the last line of the log.
     Figures(&'a StepMetrics),
+    /// A check of the network begins.
+    Check {
+        /// Steps done.
+        step: u64,
+        /// How long it will take, about, if that is known.
+        time: Option<Duration>,
+    },
     /// A k-NN check.
     Knn(&'a KnnMetrics),
     /// How often the other crop of an image is found.

@@ -22,8 +22,8 @@ use super::metrics_log::{
 };
 use super::start::Started;
 use super::{
-    Check, Costs, End, Event, FOR_CHECKS, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval,
-    RunError, checks,
+    Check, CheckTime, Costs, End, Event, FOR_CHECKS, KnnAccuracy, Observer, Options, Outcome, Plan,
+    Retrieval, RunError, checks,
 };
 use crate::Learner;
 use crate::checkpoint::{self, Best, Measure, Metadata};
@@ -62,6 +62,8 @@ pub(super) struct Session<'a> {
     times: Times,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
+    /// How long checks take, as was measured before the run, and the last one in it.
+    check_time: (Option<CheckTime>, Option<Duration>),
     began: Instant,
 }
 
@@ -126,6 +128,7 @@ impl<'a> Session<'a> {
             sums,
             times: Times::default(),
             found,
+            check_time: (costs.map(|costs| costs.checks), None),
             began: Instant::now(),
         };
         for note in notes {

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
@@ -160,6 +161,10 @@ impl Output {
         let style = ProgressStyle::with_template(template);
         let bar = self.bar(steps as usize);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        if self.shows_progress() {
+            // The clock goes on during a check, too.
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
         bar
     }
 

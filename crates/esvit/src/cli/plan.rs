@@ -10,7 +10,7 @@ use esvit_files::free_bytes;
 use esvit_nn::{Collective, Solo};
 use esvit_train::run::{Costs, checks, plan, run_length, settled};
 use esvit_train::span::{RunLength, Span};
-use esvit_train::{Config, memory};
+use esvit_train::{Config, auto, memory};
 use serde_json::{Value, json};
 
 use super::progress::clock;
@@ -47,6 +47,104 @@ pub(super) struct Upcoming<'a> {
     pub(super) first: u64,
     /// Its folder.
     pub(super) out: &'a Path,
+    /// Whether it is to be said what to keep in mind of a run from nothing.
+    pub(super) is_cautious: bool,
+}
+
+/// What was found of it.
+struct Outlook {
+    /// The settings, with a length and checks that fit the time that is given.
+    config: Config,
+    costs: Costs,
+    run: RunLength,
+}
+
+impl Upcoming<'_> {
+    /// Says what the run would do: network, steps, time, memory, disk and files, and returns the same as
+    /// JSON. A step and the checks are timed.
+    pub(super) fn show(&self, output: &Output) -> Result<Value> {
+        let Outlook { config, costs, run } = self.outlook(output)?;
+        let collective: Arc<dyn Collective> = Solo::shared();
+        let plan = plan(&config, self.source, &collective)?;
+        output.note(&plan);
+        let every = config.knn.every;
+        output.note(time_in_words(&costs, self.first, run, every));
+        let (memory, available) = say_memory(&config, output);
+        let Disk { checkpoint, checkpoints, free } = say_disk(&config, self.out, output);
+        self.caution(run, output);
+        let time = costs.time(self.first, run, every) + costs.checks.end;
+        Ok(json!({
+            "images": plan.images,
+            "batch_size": plan.batch,
+            "micro_batch": config.train.micro_batch(),
+            "steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "threads": plan.threads,
+            "precision": plan.precision.name(),
+            "seconds": time.as_secs_f64(),
+            "seconds_per_step": costs.step.later.as_secs_f64(),
+            "checks": checks(self.first, run, every),
+            "seconds_per_check": costs.checks.each.as_secs_f64(),
+            "memory_bytes": memory,
+            "available_memory_bytes": available,
+            "checkpoint_bytes": checkpoint,
+            "checkpoints": checkpoints,
+            "free_disk_bytes": free,
+        }))
+    }
+
+    /// Says what a run that begins takes: time, memory and disk; returns how long its parts take. What is wrong with
+    /// its images is said by the run, which leaves some out.
+    pub(super) fn announce(&self, output: &Output) -> Result<Option<Costs>> {
+        let is_needed = self.config.train.time.is_some();
+        let alone: Arc<dyn Collective> = Solo::shared();
+        let length = run_length(self.config, self.source, &alone);
+        if !is_needed && length.is_ok_and(|run| run.total_steps <= self.first) {
+            // There is nothing to do.
+            return Ok(None);
+        }
+        let outlook = match output.shows_notes() || is_needed {
+            true => Some(self.outlook(output)),
+            false => None,
+        };
+        let outlook = match outlook {
+            Some(Err(error)) if is_needed => return Err(error),
+            outlook => outlook.and_then(Result::ok),
+        };
+        if let Some(Outlook { config, costs, run }) = &outlook {
+            output.note(time_in_words(costs, self.first, *run, config.knn.every));
+        }
+        let config = settled(self.config, &**self.source, 1);
+        say_memory(&config, output);
+        say_disk(&config, self.out, output);
+        if let Some(outlook) = &outlook {
+            self.caution(outlook.run, output);
+        }
+        Ok(outlook.map(|outlook| outlook.costs))
+    }
+
+    fn outlook(&self, output: &Output) -> Result<Outlook> {
+        let mut config = settled(self.config, &**self.source, 1);
+        let collective: Arc<dyn Collective> = Solo::shared();
+        let mut run = run_length(&config, self.source, &collective)?;
+        output.note("timing a step and the checks on some of the images");
+        let costs = costs::measure(&config, self.source, self.task, self.from_weights)?;
+        if let Some(time) = config.train.time {
+            let (given, every) = ((time.0, costs.spent), config.knn.every);
+            let found = costs.within(given, self.first, run.steps_per_epoch, every)?;
+            run.total_steps = self.first + found.steps;
+            (config.train.steps, config.train.time) = (Some(run.total_steps), None);
+            config.knn.every = found.every;
+        }
+        Ok(Outlook { config, costs, run })
+    }
+
+    fn caution(&self, run: RunLength, output: &Output) {
+        if self.is_cautious {
+            let cautions = auto::cautions(self.source.len(), run.total_steps);
+            cautions.iter().for_each(|caution| output.note(caution));
+        }
+    }
 }
 
 /// The time of a run from `first` steps on, and what takes it.
@@ -69,81 +167,52 @@ fn time_in_words(costs: &Costs, first: u64, run: RunLength, every: Span) -> Stri
     format!("time: about {time}, as measured: {}", parts.join(", "))
 }
 
-impl Upcoming<'_> {
-    /// How long its parts take.
-    pub(super) fn costs(&self) -> Result<Costs> {
-        costs::measure(self.config, self.source, self.task, self.from_weights)
-    }
+/// Says what memory a run needs; returns it and what is free, in bytes.
+fn say_memory(config: &Config, output: &Output) -> (f64, Option<f64>) {
+    let need = memory::estimate(config, config.train.micro_batch());
+    let available = memory::available();
+    let free = available
+        .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
+    output.note(format!(
+        "memory: about {:.1} GB{free}, with micro-batches of {}",
+        need / 1e9,
+        counted(config.train.micro_batch(), "image")
+    ));
+    (need, available)
+}
 
-    /// Says what the run would do: network, steps, time, memory, disk and files, and returns the same as
-    /// JSON. A step and the checks are timed.
-    pub(super) fn show(&self, output: &Output) -> Result<Value> {
-        let Self { source, first, out, .. } = *self;
-        let config = settled(self.config, &**source, 1);
-        let collective: Arc<dyn Collective> = Solo::shared();
-        let length = run_length(&config, source, &collective)?;
-        output.note("timing a step and the checks on some of the images");
-        let costs = self.costs()?;
-        let mut planned = config.clone();
-        if let Some(time) = config.train.time {
-            let (given, every) = ((time.0, costs.spent), config.knn.every);
-            let found = costs.within(given, first, length.steps_per_epoch, every)?;
-            (planned.train.steps, planned.train.time) = (Some(first + found.steps), None);
-            planned.knn.every = found.every;
-        }
-        let plan = plan(&planned, source, &collective)?;
-        output.note(&plan);
-        let (run, every) = (plan.run(), planned.knn.every);
-        output.note(time_in_words(&costs, first, run, every));
-        let time = costs.time(first, run, every) + costs.checks.end;
-        let need = memory::estimate(&config, config.train.micro_batch());
-        let available = memory::available();
-        let free = available
-            .map_or_else(String::new, |bytes| format!(" of {:.1} GB that are free", bytes / 1e9));
-        output.note(format!(
-            "memory: about {:.1} GB{free}, with micro-batches of {}",
-            need / 1e9,
-            counted(config.train.micro_batch(), "image")
+/// The room that checkpoints take.
+struct Disk {
+    /// Bytes of one.
+    checkpoint: f64,
+    /// Most that there are at once.
+    checkpoints: usize,
+    /// Bytes that are free.
+    free: Option<u64>,
+}
+
+/// Says what room on the disk a run needs, and warns if there is less.
+fn say_disk(config: &Config, out: &Path, output: &Output) -> Disk {
+    let checkpoint = memory::checkpoint_bytes(config);
+    // The kept ones and the one being written; the best one is a file of its own once they are gone.
+    let recent = config.checkpoint.keep_last + 1;
+    let checkpoints = recent + 1;
+    let free = free_bytes(out);
+    let of_free = free
+        .map_or_else(String::new, |bytes| format!(", where {:.1} GB are free", bytes as f64 / 1e9));
+    output.note(format!(
+        "disk: {} and the best one, {:.1} MB each, in `{}`{of_free}",
+        counted(recent, "checkpoint"),
+        checkpoint / 1e6,
+        out.display()
+    ));
+    let need = checkpoint * checkpoints as f64;
+    if free.is_some_and(|free| need > free as f64) {
+        output.warning(format!(
+            "the checkpoints take up to {:.1} GB, more than is free\n\
+             hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
+            need / 1e9
         ));
-        let checkpoint = memory::checkpoint_bytes(&config);
-        // The kept ones and the one being written; the best one is a file of its own once they are gone.
-        let recent = config.checkpoint.keep_last + 1;
-        let checkpoints = recent + 1;
-        let free_disk = free_bytes(out);
-        let free = free_disk.map_or_else(String::new, |bytes| {
-            format!(", where {:.1} GB are free", bytes as f64 / 1e9)
-        });
-        output.note(format!(
-            "disk: {} and the best one, {:.1} MB each, in `{}`{free}",
-            counted(recent, "checkpoint"),
-            checkpoint / 1e6,
-            out.display()
-        ));
-        let disk = checkpoint * checkpoints as f64;
-        if free_disk.is_some_and(|free| disk > free as f64) {
-            output.warning(format!(
-                "the checkpoints take up to {:.1} GB, more than is free\n\
-                 hint: make room, choose another `--out`, or lower `checkpoint.keep_last`",
-                disk / 1e9
-            ));
-        }
-        Ok(json!({
-            "images": plan.images,
-            "batch_size": plan.batch,
-            "micro_batch": config.train.micro_batch(),
-            "steps": plan.total_steps,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "threads": plan.threads,
-            "precision": plan.precision.name(),
-            "seconds": time.as_secs_f64(),
-            "seconds_per_step": costs.step.later.as_secs_f64(),
-            "checks": checks(first, run, every),
-            "seconds_per_check": costs.checks.each.as_secs_f64(),
-            "memory_bytes": need,
-            "available_memory_bytes": available,
-            "checkpoint_bytes": checkpoint,
-            "checkpoints": checkpoints,
-            "free_disk_bytes": free_disk,
-        }))
     }
+    Disk { checkpoint, checkpoints, free }
 }

@@ -16,7 +16,9 @@ use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
 use esvit_nn::{Backbone, Network, Params, Solo};
 use esvit_train::Config;
+use esvit_train::auto;
 use esvit_train::checkpoint::{Checkpoint, CheckpointError, Measure};
+use esvit_train::objective::ObjectiveConfig;
 use esvit_train::run::{
     Costs, End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder,
     Start, check_overwrite,
@@ -131,7 +133,8 @@ impl Pretrain {
             // Before anything is opened or timed, and by a dry run, too.
             check_overwrite(&out, &config, &start)?;
         }
-        self.how.start(config, &out, start, self.overwrite, output)
+        let is_chosen = !self.settings.is_script() && auto::named(&recipe).is_some();
+        self.how.start(config, &out, start, self.overwrite, is_chosen, output)
     }
 }
 
@@ -143,6 +146,7 @@ impl How {
         out: &Path,
         start: Start,
         overwrite: bool,
+        is_chosen: bool,
         output: &Output,
     ) -> Result<Exit> {
         teacher::attach(&mut config, output)?;
@@ -174,7 +178,7 @@ impl How {
                 true => {
                     let (source, task) = images(&config, output)?;
                     let prepared = Prepared { config: config.clone(), source, task, costs: None };
-                    Some(prepared.upcoming(out, &start).show(output)?)
+                    Some(prepared.upcoming(out, &start, is_chosen).show(output)?)
                 }
                 false => None,
             };
@@ -187,8 +191,7 @@ impl How {
             output.print(self.json, &would, || config.to_toml().trim_end().to_owned())?;
             return Ok(Exit::Success);
         }
-        profile::enable(self.profile);
-        let done = self.train(&config, out, start, overwrite, output)?;
+        let done = self.train(&config, out, start, overwrite, is_chosen, output)?;
         if self.profile {
             let peak = peak_gflops(config.train.precision());
             output.note(profile_table(peak, None));
@@ -231,7 +234,7 @@ fn bytes(text: &str) -> Result<f64, String> {
 /// Resumes the run in a folder.
 fn resume(out: &Path, given: &Given, how: &How, output: &Output) -> Result<Exit> {
     let config = given.resolve_stored(&RunFolder::at(out.into()), output)?;
-    how.start(config, out, Start::Resume, false, output)
+    how.start(config, out, Start::Resume, false, false, output)
 }
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set and there is one, else the
@@ -250,12 +253,14 @@ impl How {
         out: &Path,
         start: Start,
         overwrite: bool,
+        is_chosen: bool,
         output: &Output,
     ) -> Result<Exit> {
         output.note(format!("run folder `{}`", out.display()));
         let signals = Signals::listen(&[], "stopped before the first step", output)?;
         let mut prepared = Prepared::new(config, out, &start, self.memory.is_some(), output)?;
-        prepared.measure(out, &start, output)?;
+        prepared.announce(out, &start, is_chosen, output)?;
+        profile::enable(self.profile);
         let mut progress = Progress::new(output);
         let stop = signals.asked().clone();
         let outcome = prepared.train(out, start, overwrite, stop, &signals, &mut progress)?;
@@ -303,23 +308,35 @@ impl Prepared {
         Ok(Self { config, source, task, costs: None })
     }
 
-    /// Measures how long the parts of the run take, if its length is a time: checks are to have room in it.
-    pub(super) fn measure(&mut self, out: &Path, start: &Start, output: &Output) -> Result<()> {
-        if self.config.train.time.is_some() {
-            output.note("timing a step and the checks on some of the images");
-            self.costs = Some(self.upcoming(out, start).costs()?);
-        }
+    /// Says what the run takes, and notes how long its parts take: in a length that is a time, checks are to have
+    /// room. `is_chosen` says that a recipe has chosen settings for its images, and has said what to keep in mind.
+    pub(super) fn announce(
+        &mut self,
+        out: &Path,
+        start: &Start,
+        is_chosen: bool,
+        output: &Output,
+    ) -> Result<()> {
+        self.costs = self.upcoming(out, start, is_chosen).announce(output)?;
         Ok(())
     }
 
     /// The run, before it begins.
-    fn upcoming<'a>(&'a self, out: &'a Path, start: &Start) -> Upcoming<'a> {
+    fn upcoming<'a>(&'a self, out: &'a Path, start: &Start, is_chosen: bool) -> Upcoming<'a> {
         let step_of = |path: &Path| Some(Checkpoint::open(path).ok()?.run().ok()?.step);
         let first = match start {
             Start::New | Start::InitFrom { .. } => None,
             Start::ContinueFrom(path) => step_of(path),
             Start::Resume => newest(out).map(|(step, _)| step),
         };
+        let from_nothing = match start {
+            Start::New => true,
+            Start::Resume => first.is_none(),
+            Start::InitFrom { .. } | Start::ContinueFrom(_) => false,
+        };
+        // The built-in images are for trying things out.
+        let is_own = self.config.data.path.is_some();
+        let has_teacher = matches!(self.config.objective, ObjectiveConfig::Distill(_));
         Upcoming {
             config: &self.config,
             source: &self.source,
@@ -327,6 +344,7 @@ impl Prepared {
             from_weights: matches!(start, Start::InitFrom { .. }),
             first: first.unwrap_or(0),
             out,
+            is_cautious: from_nothing && is_own && !is_chosen && !has_teacher,
         }
     }
 

@@ -149,6 +149,11 @@ impl Settings {
         self.recipe.is_some()
     }
 
+    /// Whether the command is that of an official script, which starts from no recipe.
+    pub(super) fn is_script(&self) -> bool {
+        self.is_script
+    }
+
     /// Name of the recipe that a new run starts from.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ fn a_folder_is_enough() {
     assert!(!ended.stderr.contains("length      "), "the length is given");
     assert!(!ended.stderr.contains("timing a step of"), "nothing depends on it");
     assert!(!ended.stderr.contains("eval linear"), "there are no labels");
+    assert_eq!(ended.stderr.matches("few images (40)").count(), 1, "{ended}");
     let run = place.folder("run");
     let best = Checkpoint::open(&run.file("checkpoints/best.safetensors")).unwrap();
     let best = best.metadata.unwrap().best.unwrap();

@@ -1,5 +1,7 @@
 //! Measures the network of a run while it trains.
 
+use std::time::{Duration, Instant};
+
 use super::Session;
 use crate::Learner;
 use crate::checkpoint::{Best, Measure};
@@ -56,9 +58,12 @@ impl Session<'_> {
         labels: bool,
     ) -> Result<Option<(Measure, f64)>, RunError> {
         self.unchecked = None;
-        if !self.is_first() {
+        let is_any = self.retrieval.is_some() || (labels && self.knn.is_some());
+        if !self.is_first() || !is_any {
             return Ok(None);
         }
+        let began = Instant::now();
+        self.observer.notice(&Event::Check { step: done, time: self.expected(labels) });
         let found = ask(&mut self.retrieval, &self.learner)?;
         let accuracy = match &found {
             Answer::Stopped => Answer::Stopped,
@@ -68,6 +73,9 @@ impl Session<'_> {
         if let Answer::Stopped = accuracy {
             self.unchecked = Some(done);
             return Ok(None);
+        }
+        if labels {
+            self.check_time.1 = Some(began.elapsed());
         }
         let mut figure = None;
         if let Answer::Measured(found) = found {
@@ -79,6 +87,13 @@ impl Session<'_> {
             self.note_knn(done, accuracy)?;
         }
         Ok(figure)
+    }
+
+    /// How long a check will take: as the last one of its kind, or as was measured before the run.
+    fn expected(&self, labels: bool) -> Option<Duration> {
+        let (measured, last) = self.check_time;
+        let before = measured.map(|time| if labels { time.each } else { time.first });
+        last.filter(|_| labels).or(before).filter(|time| !time.is_zero())
     }
 
     fn note_retrieval(&mut self, done: u64, found: Retrieval) -> Result<(), RunError> {

@@ -125,7 +125,7 @@ impl<'a> Runs<'a> {
         self.output.note(format!("run folder `{}`", folder.display()));
         let mut prepared = Prepared::new(&config, &folder, &start, false, self.output)?;
         self.check_same(run, &prepared, &folder)?;
-        prepared.measure(&folder, &start, self.output)?;
+        prepared.announce(&folder, &start, true, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
         let mut next = (matches!(start, Start::ContinueFrom(_)), start);
         let variant = &run.variant.asked.name;
