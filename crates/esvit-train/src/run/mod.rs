@@ -30,7 +30,7 @@ pub use means::{Mean, Sums};
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use needed::check_overwrite;
 pub use plan::Plan;
-pub use settle::settled;
+pub use settle::{batch_in_words, settled};
 pub(crate) use timing::macs;
 pub use timing::{CheckTime, CheckTimer, Costs, StepTime, TIMED, costs, step_time, worth_timing};
 pub(crate) use within::too_short;
@@ -439,7 +439,7 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
     let began = Instant::now();
     config.check_ready()?;
     let Options { source, collective, stop, .. } = &options;
-    let given = config.train.batch_size;
+    let given = config;
     let mut config = settled(config, &**source, collective.world());
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
@@ -460,12 +460,10 @@ pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunErr
         let time = (time.0, costs.spent + began.elapsed());
         costs.within(time, 0, loader.steps_per_epoch(), config.knn.every)?;
     }
-    let batch = config.train.batch_size;
+    let fewer = batch_in_words(given, &config);
     let mut session = Session::open(config, costs, began, options, &loader)?;
-    if batch < given {
-        session.note(&format!(
-            "a step has {batch} images instead of {given} (`train.batch_size`): there are no more"
-        ))?;
+    if let Some(fewer) = fewer {
+        session.note(&fewer)?;
     }
     if let Some(remark) = precision.remark() {
         session.note(remark)?;

@@ -1,6 +1,6 @@
 //! What the settings of a run leave to the machine: how a step is cut, and the precision.
 
-use esvit_data::Source;
+use esvit_data::{Source, counted};
 use esvit_nn::ops::Precision;
 use esvit_nn::{Collective, Device, Tensor};
 
@@ -20,6 +20,17 @@ pub fn settled(config: &Config, source: &dyn Source, world: usize) -> Config {
     }
     config.train.precision = config.train.precision().into();
     config
+}
+
+/// Says that a step has fewer images than it was given, where there are no more.
+pub fn batch_in_words(given: &Config, settled: &Config) -> Option<String> {
+    let [given, batch] = [given, settled].map(|config| config.train.batch_size);
+    (batch < given).then(|| {
+        format!(
+            "a step has {} instead of {given} (`train.batch_size`): there are no more",
+            counted(batch, "image")
+        )
+    })
 }
 
 /// The precision of the first process, which all take: on another machine `auto` may mean another one.

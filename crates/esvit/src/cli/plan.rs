@@ -8,7 +8,7 @@ use esvit_data::{Source, counted};
 use esvit_eval::labeled::LabeledTask;
 use esvit_files::free_bytes;
 use esvit_nn::{Collective, Solo};
-use esvit_train::run::{Costs, checks, plan, run_length, settled};
+use esvit_train::run::{Costs, batch_in_words, checks, plan, run_length, settled};
 use esvit_train::span::{RunLength, Span};
 use esvit_train::{Config, auto, memory};
 use serde_json::{Value, json};
@@ -67,6 +67,7 @@ impl Upcoming<'_> {
         let collective: Arc<dyn Collective> = Solo::shared();
         let plan = plan(&config, self.source, &collective)?;
         output.note(&plan);
+        batch_in_words(self.config, &config).iter().for_each(|line| output.note(line));
         let every = config.knn.every;
         output.note(time_in_words(&costs, self.first, run, every));
         let (memory, available) = say_memory(&config, output);
