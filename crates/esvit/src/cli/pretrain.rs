@@ -103,6 +103,7 @@ impl Pretrain {
         self.settings.add(&self.script, output)?;
         let recipe = self.settings.recipe()?;
         let continue_from = self.continue_from.or(self.script.continue_from);
+        let is_named = self.out.is_some() || self.script.out.is_some();
         let out = match self.out.or(self.script.out) {
             Some(out) => out,
             None => run_folder(Path::new("runs"), &recipe, self.resume),
@@ -123,6 +124,9 @@ impl Pretrain {
             Some(checkpoint) => self.settings.resolve_continued(checkpoint, output)?,
             None => self.settings.resolve(output)?,
         };
+        if self.resume {
+            say_new(&out, is_named && !self.settings.has_recipe(), &config, output);
+        }
         let start = match (self.init_from, continue_from) {
             (Some(path), _) => Start::InitFrom { path, key: self.key },
             (None, Some(path)) => Start::ContinueFrom(path),
@@ -235,6 +239,20 @@ fn bytes(text: &str) -> Result<f64, String> {
 fn resume(out: &Path, given: &Given, how: &How, output: &Output) -> Result<Exit> {
     let config = given.resolve_stored(&RunFolder::at(out.into()), output)?;
     how.start(config, out, Start::Resume, false, false, output)
+}
+
+/// Says that there is no run to resume, and on which images a new one begins. Where a folder `is_named` and no
+/// images are, its name may be mistyped.
+fn say_new(out: &Path, is_named: bool, config: &Config, output: &Output) {
+    let new = format!("there is no run in `{}` to resume: a new one begins", out.display());
+    match &config.data.path {
+        Some(folders) => output.note(format!("{new}, on the images in {folders}")),
+        None if is_named => output.warning(format!(
+            "{new}, on the built-in images\n\
+             hint: name the folder of the run with `--out`, or your own images with `--data FOLDER`"
+        )),
+        None => output.note(format!("{new}, on the built-in images")),
+    }
 }
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set and there is one, else the
@@ -428,6 +446,8 @@ pub(super) fn images(
     let all = preview::all_images(config)?;
     let source = preview::learned(config, all.clone())?;
     let Some(folders) = &config.data.path else {
+        let images = counted(all.len(), "built-in image");
+        output.note(format!("{images} (`--data FOLDER` names your own)"));
         return Ok((source, LabeledTask::of_run(config, &all)?));
     };
     output.note(format!("{} in {folders}", counted(all.len(), "image")));
