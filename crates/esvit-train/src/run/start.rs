@@ -16,7 +16,8 @@ use super::needed::check_overwrite;
 use super::{RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use crate::objective::ObjectiveConfig;
 use crate::objective::distill::TeacherRecord;
 use crate::objective::igpt::palette;
 
@@ -186,7 +187,7 @@ impl Started {
             match restored {
                 Ok(metadata) => return Ok(Some((path, metadata))),
                 Err(source) => {
-                    other_settings(&path, &source, config, images)?;
+                    other_settings(folder, &path, &source, config, images)?;
                     self.notes.push(format!("passing over a broken checkpoint: {source}"));
                     first_error.get_or_insert(RunError::Start { path, source });
                 }
@@ -225,7 +226,7 @@ impl Started {
             folder.mark_best(&path)?;
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
-        self.keep_place(&metadata, &path, config, images)?;
+        self.keep_place(folder, &metadata, &path, config, images)?;
         self.compare_isa(folder, config);
         self.newest = path;
         Ok(())
@@ -250,12 +251,13 @@ impl Started {
     /// size, because of the batch or of the number of images.
     fn keep_place(
         &mut self,
+        folder: &RunFolder,
         metadata: &Metadata,
         path: &Path,
         config: &mut Config,
         images: &ImageSet,
     ) -> Result<(), RunError> {
-        let before = metadata.config(path)?;
+        let before = settings_before(folder, metadata, path, config)?;
         let changed = config.differences(&before);
         if !changed.is_empty() {
             self.notes.push(format!("settings other than before: {}", changed.join(", ")));
@@ -300,6 +302,40 @@ impl Started {
     }
 }
 
+/// The settings in a checkpoint of a run. Paths that lead to the same place as those `now`, from another folder perhaps,
+/// have their names.
+fn settings_before(
+    folder: &RunFolder,
+    metadata: &Metadata,
+    path: &Path,
+    now: &Config,
+) -> Result<Config, ConfigError> {
+    let mut before = metadata.config(path)?;
+    folder.find_images(&mut before);
+    let is_same = |a: &PathBuf, b: &PathBuf| {
+        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    };
+    if let (Some(now), Some(then)) = (&now.data.path, &before.data.path)
+        && now.paths().len() == then.paths().len()
+        && now.paths().iter().zip(then.paths()).all(|(a, b)| is_same(a, b))
+    {
+        before.data.path = Some(now.clone());
+    }
+    let mut pairs =
+        vec![(&now.knn.train, &mut before.knn.train), (&now.knn.val, &mut before.knn.val)];
+    if let (ObjectiveConfig::Distill(now), ObjectiveConfig::Distill(before)) =
+        (&now.objective, &mut before.objective)
+    {
+        pairs.push((&now.settings.teacher, &mut before.settings.teacher));
+    }
+    for (now, then) in pairs {
+        if now.as_ref().zip(then.as_ref()).is_some_and(|(now, then)| is_same(now, then)) {
+            then.clone_from(now);
+        }
+    }
+    Ok(before)
+}
+
 /// Compares the teacher with the one that a run has recorded.
 fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), RunError> {
     match (config.objective.teacher_record(), recorded) {
@@ -312,6 +348,7 @@ fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), 
 
 /// Refuses a checkpoint that could not be restored since settings or images are not those that it was made with.
 fn other_settings(
+    folder: &RunFolder,
     path: &Path,
     error: &CheckpointError,
     config: &Config,
@@ -320,7 +357,7 @@ fn other_settings(
     let misfits = error.misfits();
     let metadata = Checkpoint::open(path).ok().and_then(|file| file.metadata);
     let Some(metadata) = metadata.filter(|_| !misfits.is_empty()) else { return Ok(()) };
-    let before = metadata.config(path);
+    let before = settings_before(folder, &metadata, path, config);
     let mut changed = before.map(|before| config.differences(&before)).unwrap_or_default();
     if changed.iter().any(|line| line.starts_with("objective.name = ")) {
         // Another objective has other settings.
