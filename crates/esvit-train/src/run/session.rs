@@ -89,6 +89,7 @@ impl<'a> Session<'a> {
         }
         let mut plan = Plan::new(&config, loader, source.len(), &learner, first_step);
         plan.time = costs.map(|costs| costs.time(first_step, plan.run(), config.knn.every));
+        let is_unchecked = is_unchecked && plan.knn_every.is_some();
         // A run that has no step left is not one with other settings or other steps: its files stay as they are.
         let is_done = !is_unchecked && first_step >= plan.total_steps && folder.config().exists();
         let log = if learner.collective.rank() == 0 && !is_done {

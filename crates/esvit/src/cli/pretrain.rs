@@ -29,7 +29,7 @@ use super::args::{newest_or_file, run_or_file};
 use super::flags::ScriptOptions;
 use super::plan::Upcoming;
 use super::profile_table::profile_table;
-use super::progress::{Progress, clock};
+use super::progress::{LONG_CHECK, Progress, clock};
 use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
 use super::signals::Signals;
@@ -286,6 +286,15 @@ impl How {
         signals.end_at_once("stopped: the run is saved, its network was being measured");
         // A run that is asked to stop at its end is not measured any more.
         let task = prepared.task.as_ref().filter(|_| !signals.is_asked());
+        if let Some(costs) = prepared.costs.filter(|costs| costs.checks.end >= LONG_CHECK)
+            && task.is_some()
+            && outcome.end == End::Finished
+        {
+            output.note(format!(
+                "measuring the network beside raw pixels and the untrained one, about {}",
+                clock(costs.checks.end)
+            ));
+        }
         report(&prepared.config, &outcome, task, out, self.json, output)
     }
 }

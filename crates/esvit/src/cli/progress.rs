@@ -12,7 +12,7 @@ const FIRST: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_secs(60);
 
 /// A check that takes as long is announced.
-const LONG_CHECK: Duration = Duration::from_secs(10);
+pub(super) const LONG_CHECK: Duration = Duration::from_secs(10);
 
 /// Shows the progress of a run. On a terminal one line is kept up to date; elsewhere, or when asked
 /// for details, lines are added.
