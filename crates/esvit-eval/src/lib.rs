@@ -17,6 +17,7 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod retrieval;
+pub mod stoppable;
 pub mod thumbnail;
 pub mod transfer;
 pub mod verify;

@@ -66,11 +66,7 @@ impl Network {
         mask: Option<&TokenMask>,
         ctx: &ForwardCtx,
     ) -> RowFeatures {
-        let groups = crops.chunk_by(|a, b| a.shape() == b.shape()).map(|group| match group {
-            [crop] => crop.clone(),
-            group => Tensor::cat(group.to_vec(), 0),
-        });
-        self.backbone.features(params, Input { images: groups.collect(), mask }, ctx)
+        self.backbone.features(params, Input { images: groups(crops), mask }, ctx)
     }
 
     /// The same with batch statistics of every crop alone, as if the network ran once for each, where
@@ -88,8 +84,31 @@ impl Network {
         }
     }
 
+    /// [`Network::features`] or, with `by_crop`, [`Network::features_by_crop`]. `stop` is asked after
+    /// every block and ends the pass: None then.
+    pub fn features_unless(
+        &self,
+        params: &Params,
+        crops: &[Tensor],
+        by_crop: bool,
+        ctx: &ForwardCtx,
+        stop: &dyn Fn() -> bool,
+    ) -> Option<RowFeatures> {
+        let images = if by_crop && self.has_batch_norm() { crops.to_vec() } else { groups(crops) };
+        self.backbone.features_unless(params, images, ctx, stop)
+    }
+
     /// Whether the backbone normalizes by statistics of the batch.
     pub fn has_batch_norm(&self) -> bool {
         self.specs.iter().any(|spec| spec.role == Role::Buffer && spec.part.is_backbone())
     }
+}
+
+/// Neighboring crops of one size as one batch.
+fn groups(crops: &[Tensor]) -> Vec<Tensor> {
+    let joined = |group: &[Tensor]| match group {
+        [crop] => crop.clone(),
+        group => Tensor::cat(group.to_vec(), 0),
+    };
+    crops.chunk_by(|a, b| a.shape() == b.shape()).map(joined).collect()
 }

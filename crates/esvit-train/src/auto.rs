@@ -5,11 +5,10 @@
 //! from is in docs/recipes.md.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use esvit_data::{Source, Survey, counted};
-use esvit_nn::{Collective, ForwardCtx, Solo};
+use esvit_nn::{Collective, Solo};
 use toml::{Table, Value};
 
 use crate::Config;
@@ -17,7 +16,7 @@ use crate::config::ConfigError;
 use crate::config_text::{Layer, Origin, merge, parse_override};
 use crate::memory;
 use crate::objective::{Chunking, ObjectiveConfig};
-use crate::run::{FOR_STEPS, RunError, settled, step_time};
+use crate::run::{FEWEST, FOR_STEPS, RunError, macs, settled, step_time, too_short, worth_timing};
 use crate::span::Time;
 
 /// Its name on the command line.
@@ -52,7 +51,7 @@ pub fn named(name: &str) -> Option<&'static Chooser> {
 /// The time of a run that does not say how long it may take.
 const TIME: Duration = Duration::from_secs(3600);
 
-/// How long the smallest network is timed.
+/// How long the smallest network is timed at most, or the one that is given.
 const TIMED: Duration = Duration::from_millis(1500);
 
 /// A network that can be chosen.
@@ -199,17 +198,18 @@ impl Chooser {
     }
 
     /// Chooses settings for the images of `source`. `given` are the settings that go over them: what
-    /// they say is not chosen, and is taken into account. The smallest network is timed on some images, or the
-    /// one that is given.
+    /// they say is not chosen, and is taken into account. Where something depends on it, the smallest network is
+    /// timed on some images, or the one that is given; before that, `say` is called with a word about it.
     ///
     /// # Errors
-    /// When the settings that are given are not valid, or the images cannot be loaded.
+    /// When the settings that are given are not valid, the images cannot be loaded, or hardly a step fits the
+    /// time.
     pub fn choose(
         &self,
         source: &Arc<dyn Source>,
         survey: &Survey,
         given: &[Layer],
-        stop: &Arc<AtomicBool>,
+        say: &dyn Fn(&str),
     ) -> Result<Choice, RunError> {
         let (name, table) = (self.name, Table::new());
         let mut choosing = Choosing { recipe: self, given, table, reasons: Vec::new() };
@@ -248,7 +248,7 @@ impl Chooser {
         }
         let prototypes = at_least(&PROTOTYPES, images);
         choosing.set(&[format!("objective.head.out_dim={prototypes}")]);
-        let pace = network(&mut choosing, source, survey, time, stop)?;
+        let pace = network(&mut choosing, source, survey, time, say)?;
 
         weights(&mut choosing)?;
         let config = choosing.config()?;
@@ -282,8 +282,13 @@ impl Chooser {
         let steps = match given_steps(&config, images) {
             Some(steps) => steps,
             None => {
-                let step = pace * macs(&config) * batch as f64;
-                (FOR_STEPS * time.as_secs_f64() / step) as u64
+                let step = pace.unwrap_or(0.0) * macs(&config) * batch as f64;
+                let steps = (FOR_STEPS * time.as_secs_f64() / step) as u64;
+                if steps < FEWEST {
+                    let step = Duration::from_secs_f64(step);
+                    return Err(too_short(time, step, (Duration::ZERO, Duration::ZERO)));
+                }
+                steps
             }
         };
         let momentum = at_least(&MOMENTUM, steps);
@@ -315,19 +320,8 @@ impl Chooser {
                 &format!("`--recipe {}` goes on at a fifth of it, new heads first", ADAPT.name),
             );
         }
-        if steps < SHORT && !self.has_weights {
-            choosing.reasons.push(format!(
-                "a short run ({}): in its first thousand a network learns little",
-                counted(steps as usize, "step")
-            ));
-        }
-        if images < FEW && !self.has_weights {
-            choosing.reasons.push(format!(
-                "few images ({images}): a published network, such as those of huggingface.co/timm, will serve \
-                 most purposes better than one that is trained on them from nothing (`esvit embed --checkpoint \
-                 FILE`, or `--recipe {} --init-from FILE` to go on from it)",
-                ADAPT.name
-            ));
+        if !self.has_weights {
+            choosing.reasons.extend(cautions(images, steps));
         }
         if survey.has_no_up {
             choosing.reasons.push(
@@ -338,6 +332,26 @@ impl Chooser {
         }
         Ok(Choice { layer: choosing.layer(), reasons: choosing.reasons })
     }
+}
+
+/// What to keep in mind of a run from nothing on so many images, of so many steps.
+pub fn cautions(images: usize, steps: u64) -> Vec<String> {
+    let mut cautions = Vec::new();
+    if steps < SHORT {
+        cautions.push(format!(
+            "a short run ({}): in its first thousand a network learns little",
+            counted(steps as usize, "step")
+        ));
+    }
+    if images < FEW {
+        cautions.push(format!(
+            "few images ({images}): a published network, such as those of huggingface.co/timm, will serve \
+             most purposes better than one that is trained on them from nothing (`esvit embed --checkpoint \
+             FILE`, or `--recipe {} --init-from FILE` to go on from it)",
+            ADAPT.name
+        ));
+    }
+    cautions
 }
 
 /// Chooses how much both tasks count: on small maps a region has few others to be told from, and at
@@ -360,14 +374,14 @@ fn weights(choosing: &mut Choosing<'_>) -> Result<(), RunError> {
 }
 
 /// Chooses the network, and what depends on it alone; returns the seconds that a multiply-accumulate
-/// takes.
+/// takes, unless nothing depends on them.
 fn network(
     choosing: &mut Choosing<'_>,
     source: &Arc<dyn Source>,
     survey: &Survey,
     time: Duration,
-    stop: &Arc<AtomicBool>,
-) -> Result<f64, RunError> {
+    say: &dyn Fn(&str),
+) -> Result<Option<f64>, RunError> {
     let is_given = choosing.given.iter().any(|layer| layer.table.contains_key("model"));
     if is_given {
         let backbone = choosing.config()?.model.backbone;
@@ -380,26 +394,44 @@ fn network(
         let local = (side * 3 / 7 / 16 * 16).max(side.min(16)).max(least).min(side);
         let config = configure(choosing, &[], [side, local], source.len(), survey)?;
         config.check_together()?;
-        return pace(&config, source, stop);
+        if given_steps(&config, source.len()).is_some() {
+            return Ok(None);
+        }
+        say("timing a step of the network on some of the images");
+        return Ok(Some(pace(&config, source)?));
     }
     let all = NETWORKS.iter().map(|network| {
         let config = configure(choosing, network.settings, network.sides, source.len(), survey)?;
         Ok((network, config))
     });
     let all = that_go_together(all.collect::<Result<Vec<_>, RunError>>()?)?;
-    let pace = pace(&all[0].1, source, stop)?;
-    let seen = |config: &Config| {
-        let in_time = FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
-        match given_steps(config, source.len()) {
-            Some(steps) => in_time.min(steps as f64 * config.train.batch_size as f64),
-            None => in_time,
+    let seen_in_steps = |config: &Config| {
+        let steps = given_steps(config, source.len());
+        steps.map(|steps| steps as f64 * config.train.batch_size as f64)
+    };
+    let suits = |network: &Network, config: &Config| {
+        2 * network.sides[0] <= 3 * survey.side && network.sides[0] <= config.views.global_size
+    };
+    // Too few steps are too few however fast the machine is.
+    let depends = all[1..].iter().any(|(network, config)| {
+        suits(network, config) && seen_in_steps(config).is_some_and(|seen| seen >= network.images)
+    });
+    let pace = match depends || seen_in_steps(&all[0].1).is_none() {
+        true => {
+            say("timing a step of a small network on some of the images");
+            Some(pace(&all[0].1, source)?)
         }
+        false => None,
+    };
+    let seen = |config: &Config| {
+        let in_time = |pace: f64| FOR_STEPS * time.as_secs_f64() / (pace * macs(config));
+        let in_time = pace.map_or(f64::INFINITY, in_time);
+        seen_in_steps(config).map_or(in_time, |seen| in_time.min(seen))
     };
     let is_fit = |&(network, ref config): &(&Network, Config)| {
         let config = settled(config, &**source, 1);
         let need = memory::estimate(&config, config.train.micro_batch());
-        2 * network.sides[0] <= 3 * survey.side
-            && network.sides[0] <= config.views.global_size
+        suits(network, &config)
             && seen(&config) >= network.images
             && memory::available().is_none_or(|free| need <= 0.8 * free)
     };
@@ -419,7 +451,7 @@ fn network(
         Some((next, larger)) if next.sides[0] > larger.views.global_size => {
             format!("a larger one is for views of {} pixels", next.sides[0])
         }
-        Some((next, _)) if 2 * next.sides[0] > 3 * survey.side => {
+        Some((next, larger)) if !suits(next, larger) => {
             format!("the images have about {} pixels", survey.side)
         }
         // What a larger one would see in as many steps is no less, but takes longer.
@@ -522,24 +554,12 @@ fn cache_mb(side: u32, aspect: f64, images: usize) -> usize {
 }
 
 /// Seconds that a multiply-accumulate takes in training.
-fn pace(
-    config: &Config,
-    source: &Arc<dyn Source>,
-    stop: &Arc<AtomicBool>,
-) -> Result<f64, RunError> {
+fn pace(config: &Config, source: &Arc<dyn Source>) -> Result<f64, RunError> {
     let alone: Arc<dyn Collective> = Solo::shared();
-    let step = step_time(config, source, &alone, stop, TIMED)?;
+    let steps = given_steps(config, source.len()).unwrap_or(0);
+    let timed = worth_timing(config, steps).min(TIMED);
+    let step = step_time(config, source, &alone, timed)?;
     Ok(step.later.as_secs_f64() / (macs(config) * config.train.batch_size as f64))
-}
-
-/// Multiply-accumulates of an image: of the student's three passes (forward, and backward for inputs
-/// and for weights) over all views, and of the teacher's over the global ones.
-fn macs(config: &Config) -> f64 {
-    let ctx = ForwardCtx::expected().with_precision(config.train.precision());
-    let views = &config.views;
-    let of = |size: u32| config.model.backbone.cost([size as usize; 2], 0.0, &ctx).macs;
-    let teacher = f64::from(views.global_count) * of(views.global_size);
-    teacher + 3.0 * views.sizes().into_iter().map(of).sum::<f64>()
 }
 
 /// The value of the first row whose bound is reached.
@@ -550,6 +570,8 @@ fn at_least<B: PartialOrd + Copy, T: Copy>(rows: &[(B, T)], count: B) -> T {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use esvit_data::{Conversion, Image, InMemory};
 
@@ -568,7 +590,7 @@ mod tests {
         let given: Vec<Layer> = given.iter().map(|text| parse_override(text).unwrap()).collect();
         let survey = Survey::of(&**source, &Conversion::default());
         let Choice { layer, reasons } =
-            named(NAME).unwrap().choose(source, &survey, &given, &Arc::default()).unwrap();
+            named(NAME).unwrap().choose(source, &survey, &given, &|_| ()).unwrap();
         let layers = [layer].into_iter().chain(given);
         (Config::resolve(layers.collect()).unwrap(), reasons)
     }
@@ -679,7 +701,7 @@ mod tests {
         let survey = Survey::of(&*source, &Conversion::default());
         let refused = |text: &str| {
             let given = ["train.steps=5", text].map(|text| parse_override(text).unwrap());
-            let choice = named(NAME).unwrap().choose(&source, &survey, &given, &Arc::default());
+            let choice = named(NAME).unwrap().choose(&source, &survey, &given, &|_| ());
             choice.unwrap_err().to_string()
         };
         let error = refused("train.micro_batch=7");
@@ -739,6 +761,50 @@ mod tests {
         assert_eq!(reasons[1..], expected);
     }
 
+    /// A step is timed where the length is a time, or where so many steps may be enough for a larger network.
+    #[test]
+    fn nothing_is_timed_that_nothing_depends_on() {
+        let network = [
+            "model.arch=custom",
+            "model.img_size=16",
+            "model.embed_dim=8",
+            "model.depths=[1]",
+            "model.num_heads=[1]",
+        ];
+        for (side, own, length, expected) in [
+            (300, &[][..], "train.steps=5", 0),
+            (300, &[][..], "train.steps=1000000", 1),
+            // Their images are too small for a larger one.
+            (40, &[][..], "train.steps=1000000", 0),
+            (40, &[][..], "train.epochs=3", 0),
+            (40, &[][..], "train.time=10s", 1),
+            (300, &network[..], "train.steps=1000000", 0),
+            (300, &network[..], "train.time=10s", 1),
+        ] {
+            let given = own.iter().chain([&length]).map(|text| parse_override(text).unwrap());
+            let given: Vec<Layer> = given.collect();
+            let source = set(40, side, [10, 20, 30]);
+            let survey = Survey::of(&*source, &Conversion::default());
+            let said = Cell::new(0);
+            let say = |word: &str| {
+                assert!(word.starts_with("timing a step"), "{word}");
+                said.set(said.get() + 1);
+            };
+            named(NAME).unwrap().choose(&source, &survey, &given, &say).unwrap();
+            assert_eq!(said.get(), expected, "{side} {own:?} {length}");
+        }
+    }
+
+    #[test]
+    fn a_time_for_hardly_a_step_is_refused() {
+        let source = set(40, 40, [10, 20, 30]);
+        let survey = Survey::of(&*source, &Conversion::default());
+        let given = [parse_override("train.time=1us").unwrap()];
+        let error = named(NAME).unwrap().choose(&source, &survey, &given, &|_| ()).unwrap_err();
+        assert!(matches!(error, RunError::TooShort { .. }), "{error}");
+        assert!(error.to_string().contains("`train.time` is 1us"), "{error}");
+    }
+
     /// At a fifth of the rate, and without a word about beginning.
     #[test]
     fn going_on_is_slower() {
@@ -749,9 +815,8 @@ mod tests {
         let source = set(40, 40, [10, 20, 30]);
         let survey = Survey::of(&*source, &Conversion::default());
         let of_esvit = given("objective.name=esvit");
-        let [auto, adapt] = ["auto", "adapt"].map(|name| {
-            named(name).unwrap().choose(&source, &survey, &of_esvit, &Arc::default()).unwrap()
-        });
+        let [auto, adapt] = ["auto", "adapt"]
+            .map(|name| named(name).unwrap().choose(&source, &survey, &of_esvit, &|_| ()).unwrap());
         let rate = |choice: &Choice| {
             let layers = [choice.layer.clone()].into_iter().chain(of_esvit.iter().cloned());
             Config::resolve(layers.collect()).unwrap().optim.lr
@@ -767,7 +832,7 @@ mod tests {
             choice.reasons.iter().filter(|line| line.starts_with("weights     the rate of")).count()
         };
         let begun = named("auto").unwrap().with_weights();
-        let begun = begun.choose(&source, &survey, &of_esvit, &Arc::default()).unwrap();
+        let begun = begun.choose(&source, &survey, &of_esvit, &|_| ()).unwrap();
         assert_eq!((warns(&begun), rate(&begun)), (0, rate(&auto)));
         assert_eq!([&auto, &adapt, &begun].map(advises), [0, 0, 1]);
         assert_eq!(["auto", "adapt"].map(|name| named(name).unwrap().goes_on()), [false, true]);
@@ -788,14 +853,14 @@ mod tests {
             ];
             let given = texts.map(|text| parse_override(text).unwrap());
             let choose = named(name).unwrap();
-            let choice = choose.choose(&source, &survey, &given, &Arc::default()).unwrap();
+            let choice = choose.choose(&source, &survey, &given, &|_| ()).unwrap();
             let layers = [choice.layer].into_iter().chain(given);
             Config::resolve(layers.collect()).unwrap().views.global_size
         });
         assert_eq!(sides, [266, 224]);
 
         let distill = given("objective.name=distill");
-        let error = named("auto").unwrap().choose(&source, &survey, &distill, &Arc::default());
+        let error = named("auto").unwrap().choose(&source, &survey, &distill, &|_| ());
         let error = error.unwrap_err().to_string();
         assert!(error.contains("hint: take `--recipe distill`"), "{error}");
     }

@@ -53,6 +53,9 @@ pub struct Metadata {
     /// Whether the run began from weights of a file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_weights: bool,
+    /// Whether the check of this step was stopped with the run, and is made when it goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unchecked: bool,
     /// Sums over steps that no line of the log has yet, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sums: Option<Sums>,
@@ -139,6 +142,7 @@ impl Metadata {
             images: None,
             teacher: config.objective.teacher_record(),
             from_weights: false,
+            is_unchecked: false,
             sums: None,
             updates: BTreeMap::new(),
             backbone: Some(BackboneFacts {

@@ -17,7 +17,7 @@ use esvit_nn::ops::Segment;
 use esvit_nn::{ForwardCtx, Tape, Tensor};
 
 use crate::learner::{Gradients, Learner, features, seen_by_teacher, teacher_network};
-use crate::objective::{MicroBatch, Pass, StepInfo, Views};
+use crate::objective::{BatchStatistics, MicroBatch, Pass, StepInfo, Views};
 
 impl Learner {
     /// Holds a micro-batch until the last one of the step is there, and adds the losses and gradients
@@ -73,12 +73,10 @@ impl Learner {
             Some((network, params, ctx)) => {
                 let seen = self.objective.teacher_input(whole);
                 let mut found = Vec::with_capacity(parts.len());
+                let by_crop = whose == BatchStatistics::PerView;
                 for part in &parts {
-                    if stop() {
-                        return None;
-                    }
                     let views = of_images(&seen, part);
-                    let of_part = features(network, params, (&views[..], None), ctx, whose);
+                    let of_part = network.features_unless(params, &views, by_crop, ctx, stop)?;
                     found.push(kept(of_part, regions));
                 }
                 let features = of_all_images(found, images);

@@ -355,8 +355,8 @@ impl Learner {
         Tensor::cat(vec![sums * f64::from(share), grad_norm], 0).to_vec()
     }
 
-    /// Adds the losses and gradients of a step's next micro-batch. Before every pass `stop` is asked;
-    /// returns whether all was added.
+    /// Adds the losses and gradients of a step's next micro-batch. Before every pass of the student and
+    /// after every block of the teacher `stop` is asked; returns whether all was added.
     pub fn add(
         &mut self,
         sum: &mut Gradients,
@@ -396,13 +396,19 @@ impl Learner {
         };
         let at_hand = seen_by_teacher(&*self.objective, batch.views.len());
         let whose = self.objective.batch_statistics();
-        let teacher = teacher.filter(|_| !seen.is_empty()).map(|(network, params, ctx)| Pass {
-            params,
-            features: features(network, params, (&seen[..], None), ctx, whose),
-            ctx,
-            views: Views { total: at_hand.end, at_hand },
-            batch: seen[0].shape()[0],
-        });
+        let teacher = match teacher.filter(|_| !seen.is_empty()) {
+            None => None,
+            Some((network, params, ctx)) => {
+                let by_crop = whose == BatchStatistics::PerView;
+                let Some(features) = network.features_unless(params, &seen, by_crop, ctx, stop)
+                else {
+                    self.objective.end_micro_batch();
+                    return false;
+                };
+                let views = Views { total: at_hand.end, at_hand };
+                Some(Pass { params, features, ctx, views, batch: seen[0].shape()[0] })
+            }
+        };
         self.objective.targets(batch, teacher, at, &*self.collective);
         let views = self.objective.student_views(batch, [at.step, index as u64]);
         let key = DropPathKey { seed: self.settings.seed, step: at.step };

@@ -36,6 +36,7 @@ mod supervised;
 mod teacher;
 
 use std::any::Any;
+use std::cell::Cell;
 
 use esvit_nn::backbone::swin::SwinConfig;
 use esvit_nn::esvit_heads::Predictions;
@@ -355,6 +356,31 @@ fn a_step_that_is_not_finite_changes_nothing() {
         learner.step([batch(2)], &STEP).unwrap();
         assert!(state(&learner) != before);
     }
+}
+
+/// It is asked after every block of the teacher's pass, and once before the student's.
+#[test]
+fn a_step_stops_within_the_pass_of_a_teacher() {
+    let asks = |last: usize| {
+        let mut learner = learner(OptimizerKind::AdamW, true, false);
+        let before = state(&learner);
+        let asked = Cell::new(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            asked.get() == last
+        };
+        let mut gradients = learner.begin(1, &STEP);
+        let is_added = learner.add(&mut gradients, &batch(2), &STEP, &stop);
+        learner.abandon(gradients);
+        assert!(state(&learner) == before);
+        (is_added, asked.get())
+    };
+    let blocks = learner(OptimizerKind::AdamW, true, false).network.backbone().blocks();
+    assert!(blocks > 1);
+    for last in 1..=blocks + 1 {
+        assert_eq!(asks(last), (false, last));
+    }
+    assert_eq!(asks(usize::MAX), (true, blocks + 1));
 }
 
 /// What a step that failed has noted does not count in the next one: neither the teacher's logits

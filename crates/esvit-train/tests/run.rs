@@ -32,6 +32,7 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use esvit_data::{Image, InMemory, Source, SourceError};
 use esvit_nn::{Collective, Device, Network, Params, Solo};
@@ -40,8 +41,8 @@ use esvit_train::checkpoint::{Best, Checkpoint, Measure};
 use esvit_train::config_text::parse_override;
 use esvit_train::input::network_input;
 use esvit_train::run::{
-    End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, Retrieval, RetrievalMetrics,
-    RunError, Start, StepMetrics,
+    CheckTime, Costs, End, Event, KnnAccuracy, KnnMetrics, Observer, Options, Outcome, Retrieval,
+    RetrievalMetrics, RunError, Start, StepMetrics, StepTime,
 };
 use esvit_train::{Config, official, pretrain};
 use esvit_weights::{Float, WeightsFile};
@@ -96,6 +97,10 @@ fn images(count: u32, contrast: u32) -> InMemory {
 #[derive(Default)]
 struct Reported {
     plan: String,
+    /// How long it is said to take.
+    time: Option<Duration>,
+    /// Steps before checks, and how long these are said to take.
+    checks: Vec<(u64, Option<Duration>)>,
     losses: Vec<f32>,
     figures: Vec<StepMetrics>,
     knn: Vec<KnnMetrics>,
@@ -113,7 +118,8 @@ struct Reported {
 impl Observer for Reported {
     fn notice(&mut self, event: &Event<'_>) {
         match event {
-            Event::Begin(plan) => self.plan = plan.to_string(),
+            Event::Begin(plan) => (self.plan, self.time) = (plan.to_string(), plan.time),
+            Event::Check { step, time } => self.checks.push((*step, *time)),
             Event::Step { step, loss } => {
                 self.losses.push(*loss);
                 if *step == self.stop_after {
@@ -153,10 +159,14 @@ struct Bench {
     overwrite: bool,
     stop_after: u64,
     stop_within: Option<(u64, usize)>,
+    /// The check, from 1, within which it is asked to stop; 0 for before the run begins.
+    stop_in_check: Option<usize>,
     /// Top-1 of the checks, in order; none for no checks.
     top1: Option<Vec<f64>>,
     /// How often the other crop is found, likewise.
     found: Option<Vec<f64>>,
+    /// What a step and the checks are said to take.
+    costs: Option<Costs>,
 }
 
 impl Bench {
@@ -169,8 +179,10 @@ impl Bench {
             overwrite: false,
             stop_after: 0,
             stop_within: None,
+            stop_in_check: None,
             top1: None,
             found: None,
+            costs: None,
         }
     }
 
@@ -195,11 +207,19 @@ impl Bench {
         let mut top1 = self.top1.clone().unwrap_or_default().into_iter();
         let mut knn = |_: &Network, _: &Params| {
             let top1 = top1.next().ok_or("a check too many")?;
-            Ok(KnnAccuracy { top1, top5: top1 + 1.0 })
+            Ok(Some(KnnAccuracy { top1, top5: top1 + 1.0 }))
         };
         let mut found = self.found.clone().unwrap_or_default().into_iter();
+        let (mut checks, flag) = (0, stop.clone());
+        flag.store(self.stop_in_check == Some(0), Ordering::Relaxed);
         let mut retrieval = |_: &Network, _: &Params| {
-            Ok(Retrieval { images: 6, top1: found.next().ok_or("a check too many")? })
+            checks += 1;
+            if self.stop_in_check == Some(checks) {
+                flag.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            let top1 = found.next().ok_or("a check too many")?;
+            Ok(Some(Retrieval { images: 6, top1 }))
         };
         let options = Options {
             out: self.path(out),
@@ -212,6 +232,7 @@ impl Bench {
             observer: &mut reported,
             knn: if self.top1.is_some() { Some(&mut knn) } else { None },
             retrieval: if self.found.is_some() { Some(&mut retrieval) } else { None },
+            costs: self.costs,
         };
         let outcome = pretrain(&self.config, options);
         (outcome, reported)

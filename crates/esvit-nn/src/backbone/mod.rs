@@ -149,6 +149,18 @@ impl dyn Backbone + '_ {
         input: impl Into<Input<'a>>,
         ctx: &ForwardCtx,
     ) -> RowFeatures {
+        let found = self.features_unless(params, input, ctx, &|| false);
+        found.expect("the pass was not ended")
+    }
+
+    /// The same; `stop` is asked after every block and ends the pass: None then.
+    pub fn features_unless<'a>(
+        &self,
+        params: &Params,
+        input: impl Into<Input<'a>>,
+        ctx: &ForwardCtx,
+        stop: &dyn Fn() -> bool,
+    ) -> Option<RowFeatures> {
         let last = self.feature_block();
         let is_inner = last < self.blocks();
         let mut view = None;
@@ -156,10 +168,13 @@ impl dyn Backbone + '_ {
             if is_inner && block.index + 1 == last {
                 view = Some(self.block_feature(params, &block, ctx));
             }
-            ControlFlow::Continue(())
-        });
-        let maps = self.normalize(params, maps.expect("the pass was not ended"), ctx);
-        RowFeatures::new(view.unwrap_or_else(|| self.view(&maps)), maps)
+            match stop() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        let maps = self.normalize(params, maps, ctx);
+        Some(RowFeatures::new(view.unwrap_or_else(|| self.view(&maps)), maps))
     }
 
     /// View and region features of `images [B, 3, H, W]`, normalized, of any size.

@@ -214,8 +214,9 @@ settings! {
         /// Length of the run in optimizer steps.
         #[serde(with = "none_word")]
         pub steps: Option<u64> = None,
-        /// Length of the run as a time, such as `2h`. A few steps are timed at the start, and as
-        /// many as fit become `steps`.
+        /// Length of the run as a time, such as `2h`, checks included. A step and a check are timed at the
+        /// start, and as many steps as fit become `steps`; checks that would take over a fifth of the time
+        /// come less often than `knn.every`.
         #[serde(with = "none_word")]
         pub time: Option<Time> = None,
         /// Images of an optimizer step, over all processes.

@@ -12,11 +12,13 @@ mod plan;
 mod session;
 mod settle;
 mod start;
+mod timing;
+mod within;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
@@ -30,16 +32,18 @@ pub use means::{Mean, Sums};
 pub use metrics_log::{EpochMetrics, KnnMetrics, RetrievalMetrics, StepMetrics};
 pub use needed::check_overwrite;
 pub use plan::Plan;
-pub use settle::{
-    FOR_STEPS, StepTime, TIMED, fewer_images, settled, split_statistics, step_time, steps_within,
-};
+pub use settle::{batch_in_words, settled, split_statistics};
+pub(crate) use timing::macs;
+pub use timing::{CheckTime, CheckTimer, Costs, StepTime, TIMED, costs, step_time, worth_timing};
+pub(crate) use within::too_short;
+pub use within::{FEWEST, FOR_CHECKS, FOR_STEPS, Within, checks};
 
 use crate::checkpoint::{Best, CheckpointError};
 use crate::config::{Config, ConfigError};
 use crate::learner::NotFinite;
 use crate::objective::distill::TeacherRecord;
 use crate::objective::igpt::palette::PaletteError;
-use crate::span::RunLength;
+use crate::span::{RunLength, Time};
 use esvit_files::FileError;
 use session::Session;
 
@@ -76,7 +80,7 @@ pub struct Options<'a> {
     /// The processes of the run. All have the same settings and images; they share every batch, and
     /// the first writes the folder.
     pub collective: Arc<dyn Collective>,
-    /// Set by the caller to stop after the current step, in any process.
+    /// Set by the caller to stop within the current step, in any process.
     pub stop: Arc<AtomicBool>,
     /// Machine and program, for `env.json`.
     pub environment: serde_json::Value,
@@ -87,11 +91,15 @@ pub struct Options<'a> {
     /// Measures, before the first step too, how often the other crop of an image is found. It
     /// chooses the best checkpoint where there is no k-NN accuracy; weights that a run begins with count as one.
     pub retrieval: Option<&'a mut Check<'a, Retrieval>>,
+    /// How long a step and these checks take, if that was measured: a run whose length is a time then has as many
+    /// steps as fit beside the checks. Else it times a step itself, and leaves no room for checks.
+    pub costs: Option<Costs>,
 }
 
-/// Measures a network with these parameters.
-pub type Check<'a, T> =
-    dyn FnMut(&Network, &Params) -> Result<T, Box<dyn std::error::Error + Send + Sync>> + 'a;
+/// Measures a network with these parameters; None if it was asked to stop: the check is then made when the
+/// run goes on.
+pub type Check<'a, T> = dyn FnMut(&Network, &Params) -> Result<Option<T>, Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
 
 /// k-NN accuracy, in percent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -143,6 +151,13 @@ pub enum Event<'a> {
     },
     /// Metrics since the last line of the log.
     Figures(&'a StepMetrics),
+    /// A check of the network begins.
+    Check {
+        /// Steps done.
+        step: u64,
+        /// How long it will take, about, if that is known.
+        time: Option<Duration>,
+    },
     /// A k-NN check.
     Knn(&'a KnnMetrics),
     /// How often the other crop of an image is found.
@@ -178,6 +193,8 @@ pub struct Outcome {
     pub best: Option<Best>,
     /// Time spent in steps, in this session.
     pub training: Duration,
+    /// Time of this session from its begin on: steps, checks and checkpoints.
+    pub elapsed: Duration,
     /// Number of images left out.
     pub broken: usize,
 }
@@ -231,6 +248,9 @@ pub enum RunError {
     /// A check failed.
     #[error("the check of the network failed: {0}")]
     Check(Box<dyn std::error::Error + Send + Sync>),
+    /// The caller asked to stop before the run began.
+    #[error("stopped before the run began: nothing was written")]
+    Stopped,
     /// The objective needs labels.
     #[error(
         "the objective `{objective}` needs labeled images of two classes at least, there are \
@@ -245,6 +265,25 @@ pub enum RunError {
         classes: usize,
         /// The first image without a label.
         unlabeled: Option<String>,
+    },
+    /// Hardly a step fits the time of the run.
+    #[error(
+        "`train.time` is {time}, and a step takes about {:.2} s{}\n\
+         hint: `--time {shortest}` is enough for {fewest} steps; a smaller network (`--arch`), fewer images \
+         a step (`train.batch_size`) or no checks (`knn.every=0`) take less",
+        step.as_secs_f64(),
+        and_checks(*checks),
+        fewest = FEWEST
+    )]
+    TooShort {
+        /// The time.
+        time: Time,
+        /// The time of a step.
+        step: Duration,
+        /// The time of the checks that every run has.
+        checks: Duration,
+        /// The shortest time that makes sense.
+        shortest: Time,
     },
     /// No step is left.
     #[error(
@@ -334,6 +373,14 @@ pub enum RunError {
     },
 }
 
+/// What checks take, after what a step takes.
+fn and_checks(checks: Duration) -> String {
+    match checks.is_zero() {
+        true => String::new(),
+        false => format!(", and the checks {:.0} s", checks.as_secs_f64()),
+    }
+}
+
 /// Lines that are listed of what does not fit: what is not as it was says more.
 const MISFITS: usize = 3;
 
@@ -396,23 +443,36 @@ pub fn run_length(
 /// # Errors
 /// [`RunError`] has a hint; checkpoints written before the error stay intact.
 pub fn pretrain(config: &Config, options: Options<'_>) -> Result<Outcome, RunError> {
+    let began = Instant::now();
     config.check_ready()?;
     let Options { source, collective, stop, .. } = &options;
-    let given = config.train.batch_size;
+    let given = config;
     let mut config = settled(config, &**source, collective.world());
     config.check_batch()?;
     let precision = settle::precision_of_first(config.train.precision(), &**collective);
     config.train.precision = precision.into();
-    let step_time = match config.train.time {
-        Some(_) => Some(step_time(&config, source, collective, stop, TIMED)?),
-        None => None,
-    };
     let loader = plan::loader(&config, source.clone(), &**collective)?;
-    let batch = config.train.batch_size;
+    let costs = match (options.costs, config.train.time) {
+        (None, Some(_)) => {
+            let timed = worth_timing(&config, 0);
+            Some(Costs {
+                // Of the time since the run began.
+                spent: Duration::ZERO,
+                ..costs(&config, source, collective, stop, timed, None)?
+            })
+        }
+        (given, _) => given,
+    };
+    if let (Some(costs), Some(time)) = (&costs, config.train.time) {
+        // Refused before anything is written.
+        let time = (time.0, costs.spent + began.elapsed());
+        costs.within(time, 0, loader.steps_per_epoch(), config.knn.every)?;
+    }
     let split = split_statistics(&config, collective.world());
-    let mut session = Session::open(config, step_time, options, &loader)?;
-    if let Some(note) = fewer_images(given, batch) {
-        session.note(&note)?;
+    let fewer = batch_in_words(given, &config);
+    let mut session = Session::open(config, costs, began, options, &loader)?;
+    if let Some(fewer) = fewer {
+        session.note(&fewer)?;
     }
     if let Some(remark) = precision.remark() {
         session.note(remark)?;

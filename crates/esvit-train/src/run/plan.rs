@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use esvit_data::{Loader, LoaderConfig, LoaderError, Source, counted};
 use esvit_kernels::pool;
@@ -41,6 +42,8 @@ pub struct Plan {
     pub precision: Precision,
     /// The loss of a network whose outputs tell nothing.
     pub chance_loss: f64,
+    /// How long the session takes, with its checks, if that was measured.
+    pub time: Option<Duration>,
     description: String,
     lr: LrSchedule,
     weight_decay: CosineSchedule,
@@ -71,6 +74,7 @@ impl Plan {
             threads: pool::threads(),
             precision: learner.settings.precision,
             chance_loss: learner.objective.chance_loss(),
+            time: None,
             description: describe(config, learner),
             lr: optim.lr_schedule(batch, run),
             weight_decay: CosineSchedule::new(

@@ -1,11 +1,13 @@
 //! The training loop of a process.
 
+mod check;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use esvit_data::{Batch, Batches, Loader, Source};
+use esvit_data::{Batch, Batches, Loader, Source, counted};
 use esvit_kernels::pool;
 use esvit_nn::Device;
 use esvit_nn::backbone::igpt;
@@ -19,10 +21,10 @@ use super::metrics_log::{
     EpochMetrics, KnnMetrics, MetricsLog, RetrievalMetrics, StepMetrics, before_first_step,
     peak_memory,
 };
-use super::settle::{StepTime, steps_within};
 use super::start::Started;
 use super::{
-    Check, End, Event, KnnAccuracy, Observer, Options, Outcome, Plan, Retrieval, RunError,
+    Check, CheckTime, Costs, End, Event, FOR_CHECKS, KnnAccuracy, Observer, Options, Outcome, Plan,
+    Retrieval, RunError, checks,
 };
 use crate::Learner;
 use crate::checkpoint::{self, Best, Measure, Metadata};
@@ -31,6 +33,7 @@ use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
 use crate::objective::igpt::palette;
 use crate::objective::{CollapseDetector, MicroBatch, ObjectiveConfig, StepInfo};
+use crate::span::RunLength;
 use esvit_files::write_atomically;
 
 pub(super) struct Session<'a> {
@@ -53,6 +56,8 @@ pub(super) struct Session<'a> {
     /// The step whose state the newest checkpoint has.
     saved: Option<u64>,
     last_knn: Option<KnnMetrics>,
+    /// The step whose check was stopped.
+    unchecked: Option<u64>,
     /// Of the steps since the last line of the metrics, and of the epoch.
     sums: Sums,
     times: Times,
@@ -60,13 +65,17 @@ pub(super) struct Session<'a> {
     first_knn: Option<KnnMetrics>,
     /// The first of the run, before its first step, and the last.
     found: [Option<RetrievalMetrics>; 2],
+    /// How long checks take, as was measured before the run, and the last one in it.
+    check_time: (Option<CheckTime>, Option<Duration>),
+    began: Instant,
 }
 
 impl<'a> Session<'a> {
-    /// `step_time` is that of a step, for a run whose length is a time.
+    /// `costs` are those of a step and of checks, for a run whose length is a time; it began at `began`.
     pub(super) fn open(
         mut config: Config,
-        step_time: Option<StepTime>,
+        costs: Option<Costs>,
+        began: Instant,
         options: Options<'a>,
         loader: &Loader,
     ) -> Result<Self, RunError> {
@@ -75,20 +84,20 @@ impl<'a> Session<'a> {
         let images = ImageSet::of(&*source, loader.steps_per_epoch());
         let (started, folder) =
             Started::prepare(&mut config, &start, &out, overwrite, &*source, &images, &collective)?;
-        let Started { learner, first_step, best, newest, moved, from_weights, sums, mut notes } =
-            started;
+        let Started { learner, first_step, best, newest, moved, from_weights, .. } = started;
+        let Started { is_unchecked, sums, mut notes, .. } = started;
         if learner.collective.rank() == 0 {
             observer.notice(&Event::Folder(folder.path()));
         }
         notes.extend(config.objective.settings().remarks(source.len()));
-        if let (Some(time), Some(step)) = (config.train.time, step_time) {
-            let steps = steps_within(time.0, &step, loader.steps_per_epoch());
-            notes.push(format!("{steps} steps of {:.3} s fit {time}", step.later.as_secs_f64()));
-            (config.train.steps, config.train.time) = (Some(first_step + steps), None);
+        if let Some(costs) = &costs {
+            notes.extend(decide_length(&mut config, costs, began, first_step, loader)?);
         }
-        let plan = Plan::new(&config, loader, source.len(), &learner, first_step);
+        let mut plan = Plan::new(&config, loader, source.len(), &learner, first_step);
+        plan.time = costs.map(|costs| costs.time(first_step, plan.run(), config.knn.every));
+        let is_unchecked = is_unchecked && plan.knn_every.is_some();
         // A run that has no step left is not one with other settings or other steps: its files stay as they are.
-        let is_done = first_step >= plan.total_steps && folder.config().exists();
+        let is_done = !is_unchecked && first_step >= plan.total_steps && folder.config().exists();
         let log = if learner.collective.rank() == 0 && !is_done {
             write_text(&folder.config(), &config.to_toml())?;
             let path = folder.file("env.json");
@@ -122,10 +131,13 @@ impl<'a> Session<'a> {
             saved: (moved.is_none() && !newest.as_os_str().is_empty()).then_some(first_step),
             newest,
             last_knn: None,
+            unchecked: is_unchecked.then_some(first_step),
             sums,
             times: Times::default(),
             first_knn,
             found: [first_found, None],
+            check_time: (costs.map(|costs| costs.checks), None),
+            began: Instant::now(),
         };
         for note in notes {
             session.note(&note)?;
@@ -137,7 +149,7 @@ impl<'a> Session<'a> {
         self.log.say(&self.plan.to_string())?;
         self.observer.notice(&Event::Begin(&self.plan));
         let Plan { first_step, total_steps, .. } = self.plan;
-        if first_step >= total_steps {
+        if first_step >= total_steps && self.unchecked.is_none() {
             self.note(&format!("nothing to do: all {total_steps} steps of this run are done"))?;
             return Ok(self.outcome(End::NothingToDo, first_step, Duration::ZERO, loader));
         }
@@ -145,7 +157,7 @@ impl<'a> Session<'a> {
             if self.from_weights { self.best.is_none() } else { self.found[0].is_none() };
         let is_measured = first_step == 0 && is_unknown && self.plan.knn_every.is_some();
         if is_measured && !self.from_weights {
-            self.find_crops(first_step)?;
+            self.measure(first_step, false)?;
         }
         if self.saved.is_none() {
             // A run that fails before its first checkpoint can start again from this one.
@@ -158,6 +170,9 @@ impl<'a> Session<'a> {
         if is_measured && self.from_weights && self.check(first_step)? {
             self.save(first_step)?;
             self.folder.mark_best(&self.newest)?;
+        }
+        if first_step > 0 && self.unchecked.is_some() {
+            self.make_up_for_check(first_step)?;
         }
         let mut training = Duration::ZERO;
         let mut done = first_step;
@@ -185,6 +200,10 @@ impl<'a> Session<'a> {
             self.end_of_step(done, &at)?;
         }
         self.log.flush()?;
+        if self.unchecked == Some(done) {
+            self.note(&format!("stopped in the check after step {done}, the last, state saved"))?;
+            return Ok(self.outcome(End::Stopped, done, training, loader));
+        }
         Ok(self.outcome(End::Finished, done, training, loader))
     }
 
@@ -333,57 +352,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Measures the network; returns whether it is the best so far.
-    fn check(&mut self, done: u64) -> Result<bool, RunError> {
-        let found = self.find_crops(done)?.map(|top1| (Measure::Retrieval, top1));
-        let accuracy = self.knn_accuracy(done)?.map(|top1| (Measure::Knn, top1));
-        let Some((by, top1)) = accuracy.or(found) else { return Ok(false) };
-        let improved = self.best.is_none_or(|best| top1 > best.top1);
-        if improved {
-            let epoch = self.plan.epochs_done(done);
-            self.best = Some(Best { by, top1, epoch, step: Some(done) });
-        }
-        Ok(improved)
-    }
-
-    /// Measures how often the other crop of an image is found, in percent.
-    fn find_crops(&mut self, done: u64) -> Result<Option<f64>, RunError> {
-        let epoch = self.plan.epochs_done(done);
-        let is_first = self.is_first();
-        let Some(retrieval) = self.retrieval.as_mut().filter(|_| is_first) else { return Ok(None) };
-        let Retrieval { images, top1 } =
-            retrieval(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
-        let (retrieval_images, retrieval_top1) = (images, top1);
-        let figures = RetrievalMetrics { step: done, epoch, retrieval_images, retrieval_top1 };
-        self.log.retrieval(&figures)?;
-        self.observer.notice(&Event::Retrieval(&figures));
-        self.found[usize::from(done > 0)] = Some(figures);
-        Ok(Some(top1))
-    }
-
-    /// Measures the k-NN accuracy, in percent.
-    fn knn_accuracy(&mut self, done: u64) -> Result<Option<f64>, RunError> {
-        let epoch = self.plan.epochs_done(done);
-        let is_first = self.is_first();
-        let Some(knn) = self.knn.as_mut().filter(|_| is_first) else { return Ok(None) };
-        let accuracy =
-            knn(&self.learner.network, self.learner.evaluated()).map_err(RunError::Check)?;
-        let figures = KnnMetrics {
-            step: done,
-            epoch,
-            knn_k: self.config.knn.k,
-            knn_top1: accuracy.top1,
-            knn_top5: accuracy.top5,
-        };
-        self.log.knn(&figures)?;
-        self.observer.notice(&Event::Knn(&figures));
-        self.last_knn = Some(figures);
-        if done == 0 {
-            self.first_knn = Some(figures);
-        }
-        Ok(Some(accuracy.top1))
-    }
-
     /// Whether this is the process that writes the folder.
     fn is_first(&self) -> bool {
         self.learner.collective.rank() == 0
@@ -394,6 +362,7 @@ impl<'a> Session<'a> {
         let metadata = Metadata::new(step, epoch, &self.config, self.best);
         let mut metadata = metadata.with_images(&self.images);
         metadata.from_weights = self.from_weights;
+        metadata.is_unchecked = self.unchecked == Some(step);
         metadata.sums = self.sums.unless_empty();
         metadata
     }
@@ -451,9 +420,46 @@ impl<'a> Session<'a> {
             retrieval: self.found[0].zip(self.found[1]).map(|(first, last)| [first, last]),
             best: self.best,
             training,
+            elapsed: self.began.elapsed(),
             broken: loader.broken().len(),
         }
     }
+}
+
+/// Gives a run whose length is a time the steps and checks that fit; says so.
+fn decide_length(
+    config: &mut Config,
+    costs: &Costs,
+    began: Instant,
+    first_step: u64,
+    loader: &Loader,
+) -> Result<Vec<String>, RunError> {
+    let Some(time) = config.train.time else { return Ok(Vec::new()) };
+    let (every, steps_per_epoch) = (config.knn.every, loader.steps_per_epoch());
+    let given = (time.0, costs.spent + began.elapsed());
+    let found = costs.within(given, first_step, steps_per_epoch, every)?;
+    let total_steps = first_step + found.steps;
+    (config.train.steps, config.train.time) = (Some(total_steps), None);
+    config.knn.every = found.every;
+    let count = checks(first_step, RunLength { total_steps, steps_per_epoch }, found.every);
+    let checks = match costs.checks.each.is_zero() || count == 0 {
+        true => String::new(),
+        false => {
+            let each = costs.checks.each.as_secs_f64();
+            format!(" and {} of {each:.1} s", counted(count as usize, "check"))
+        }
+    };
+    let (steps, step) = (found.steps, costs.step.later.as_secs_f64());
+    let mut notes = vec![format!("{steps} steps of {step:.3} s{checks} fit {time}")];
+    if found.every != every {
+        notes.push(format!(
+            "a check comes every {} of the run instead of {every} (`knn.every`): more would take over {:.0} % \
+             of the time",
+            found.every,
+            100.0 * FOR_CHECKS
+        ));
+    }
+    Ok(notes)
 }
 
 /// What goes through the networks of a batch of crops.

@@ -16,7 +16,8 @@ use super::needed::check_overwrite;
 use super::{RunError, Start, plan};
 use crate::Learner;
 use crate::checkpoint::{Best, Checkpoint, CheckpointError, Loaded, Metadata};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use crate::objective::ObjectiveConfig;
 use crate::objective::distill::TeacherRecord;
 use crate::objective::igpt::palette;
 
@@ -32,6 +33,8 @@ pub(super) struct Started {
     pub(super) moved: Option<Renumbering>,
     /// Whether the run began from weights.
     pub(super) from_weights: bool,
+    /// Whether the check of the first step was stopped, and is still to be made.
+    pub(super) is_unchecked: bool,
     /// Of steps that no line of the log has yet.
     pub(super) sums: Sums,
     /// Remarks for the log.
@@ -77,6 +80,7 @@ impl Started {
             newest: PathBuf::new(),
             moved: None,
             from_weights: matches!(start, Start::InitFrom { .. }),
+            is_unchecked: false,
             sums: Sums::default(),
             notes: Vec::new(),
         };
@@ -183,7 +187,7 @@ impl Started {
             match restored {
                 Ok(metadata) => return Ok(Some((path, metadata))),
                 Err(source) => {
-                    other_settings(&path, &source, config, images)?;
+                    other_settings(folder, &path, &source, config, images)?;
                     self.notes.push(format!("passing over a broken checkpoint: {source}"));
                     first_error.get_or_insert(RunError::Start { path, source });
                 }
@@ -214,6 +218,7 @@ impl Started {
         };
         (self.first_step, self.best) = (metadata.step, metadata.best);
         self.from_weights = metadata.from_weights;
+        self.is_unchecked = metadata.is_unchecked;
         self.sums = metadata.sums.clone().unwrap_or_default();
         let is_first = self.learner.collective.rank() == 0;
         if is_first && self.best.is_some_and(|best| best.is_of(&metadata, images.steps_per_epoch)) {
@@ -221,7 +226,7 @@ impl Started {
             folder.mark_best(&path)?;
         }
         self.notes.push(format!("going on after step {} (`{}`)", self.first_step, path.display()));
-        self.keep_place(&metadata, &path, config, images)?;
+        self.keep_place(folder, &metadata, &path, config, images)?;
         self.compare_isa(folder, config);
         self.newest = path;
         Ok(())
@@ -246,12 +251,13 @@ impl Started {
     /// size, because of the batch or of the number of images.
     fn keep_place(
         &mut self,
+        folder: &RunFolder,
         metadata: &Metadata,
         path: &Path,
         config: &mut Config,
         images: &ImageSet,
     ) -> Result<(), RunError> {
-        let before = metadata.config(path)?;
+        let before = settings_before(folder, metadata, path, config)?;
         let changed = config.differences(&before);
         if !changed.is_empty() {
             self.notes.push(format!("settings other than before: {}", changed.join(", ")));
@@ -296,6 +302,40 @@ impl Started {
     }
 }
 
+/// The settings in a checkpoint of a run. Paths that lead to the same place as those `now`, from another folder perhaps,
+/// have their names.
+fn settings_before(
+    folder: &RunFolder,
+    metadata: &Metadata,
+    path: &Path,
+    now: &Config,
+) -> Result<Config, ConfigError> {
+    let mut before = metadata.config(path)?;
+    folder.find_images(&mut before);
+    let is_same = |a: &PathBuf, b: &PathBuf| {
+        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    };
+    if let (Some(now), Some(then)) = (&now.data.path, &before.data.path)
+        && now.paths().len() == then.paths().len()
+        && now.paths().iter().zip(then.paths()).all(|(a, b)| is_same(a, b))
+    {
+        before.data.path = Some(now.clone());
+    }
+    let mut pairs =
+        vec![(&now.knn.train, &mut before.knn.train), (&now.knn.val, &mut before.knn.val)];
+    if let (ObjectiveConfig::Distill(now), ObjectiveConfig::Distill(before)) =
+        (&now.objective, &mut before.objective)
+    {
+        pairs.push((&now.settings.teacher, &mut before.settings.teacher));
+    }
+    for (now, then) in pairs {
+        if now.as_ref().zip(then.as_ref()).is_some_and(|(now, then)| is_same(now, then)) {
+            then.clone_from(now);
+        }
+    }
+    Ok(before)
+}
+
 /// Compares the teacher with the one that a run has recorded.
 fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), RunError> {
     match (config.objective.teacher_record(), recorded) {
@@ -308,6 +348,7 @@ fn same_teacher(recorded: Option<TeacherRecord>, config: &Config) -> Result<(), 
 
 /// Refuses a checkpoint that could not be restored since settings or images are not those that it was made with.
 fn other_settings(
+    folder: &RunFolder,
     path: &Path,
     error: &CheckpointError,
     config: &Config,
@@ -316,7 +357,7 @@ fn other_settings(
     let misfits = error.misfits();
     let metadata = Checkpoint::open(path).ok().and_then(|file| file.metadata);
     let Some(metadata) = metadata.filter(|_| !misfits.is_empty()) else { return Ok(()) };
-    let before = metadata.config(path);
+    let before = settings_before(folder, &metadata, path, config);
     let mut changed = before.map(|before| config.differences(&before)).unwrap_or_default();
     if changed.iter().any(|line| line.starts_with("objective.name = ")) {
         // Another objective has other settings.

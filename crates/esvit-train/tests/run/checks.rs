@@ -165,3 +165,23 @@ fn weights_to_begin_with_may_stay_the_best() {
     let (outcome, _) = killed.well("run");
     assert_eq!(outcome.best, by(70.0, 0));
 }
+
+/// The first two as was measured before the run, then as the last one.
+#[test]
+fn checks_are_announced_with_what_they_take() {
+    let mut bench = Bench::new(&["knn.every=1"]);
+    bench.found = Some(vec![10.0, 20.0, 30.0]);
+    let [step, first, each, end] = [2, 5, 7, 9].map(Duration::from_secs);
+    let checks = CheckTime { first, each, end };
+    let step = StepTime { first: step, later: step };
+    bench.costs = Some(Costs { step, checks, spent: Duration::ZERO });
+    let (_, reported) = bench.well("run");
+    assert_eq!(reported.time, Some(Duration::from_secs(6 * 2 + 5 + 2 * 7)));
+    assert_eq!(reported.checks[..2], [(0, Some(first)), (3, Some(each))]);
+    let (step, time) = reported.checks[2];
+    assert!(step == 6 && time.is_some_and(|time| time < each), "{time:?}");
+
+    bench.costs = None;
+    let (_, reported) = bench.well("unknown");
+    assert_eq!((reported.time, reported.checks[0]), (None, (0, None)));
+}

@@ -67,6 +67,55 @@ fn a_run_stops_within_a_step() {
     }
 }
 
+/// A check that is stopped measures nothing, and is made when the run goes on: all ends as if it had not
+/// been stopped, the check of the last step and the best network included.
+#[test]
+fn a_run_stops_within_a_check() {
+    let settings =
+        ["train.epochs=3", "knn.every=1", "checkpoint.every=3", "checkpoint.keep_last=9"];
+    let found = [10.0, 20.0, 30.0, 50.0];
+    let with = |checks: &[f64]| {
+        let mut bench = Bench::new(&settings);
+        bench.found = Some(checks.into());
+        bench
+    };
+    let whole = with(&found);
+    let (expected, all) = whole.well("run");
+    for (check, step) in [(1, 0), (2, 3), (3, 6), (4, 9)] {
+        let mut bench = with(&found[..check - 1]);
+        bench.stop_in_check = Some(check);
+        let (outcome, first) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Stopped, step), "{check}");
+        let last = first.notes.last().unwrap();
+        assert!(last.contains(&format!("after step {step}")), "{last}");
+        assert!(last.ends_with("state saved"), "{last}");
+        assert_eq!(outcome.checkpoint, bench.checkpoint("run", step / 3, step));
+        (bench.start, bench.stop_in_check) = (Start::Resume, None);
+        bench.found = Some(found[check - 1..].into());
+        let (outcome, second) = bench.well("run");
+        assert_eq!((outcome.end, outcome.step), (End::Finished, 9), "{check}");
+        let measured = [first.retrieval, second.retrieval].concat();
+        assert_eq!(measured, all.retrieval, "{check}");
+        assert!(bytes(&outcome.checkpoint) == bytes(&expected.checkpoint), "{check}");
+        let best = |bench: &Bench| bytes(&bench.path("run/checkpoints/best.safetensors"));
+        assert!(best(&bench) == best(&whole), "{check}");
+        // It is made once.
+        bench.found = Some(Vec::new());
+        let (outcome, _) = bench.well("run");
+        assert_eq!(outcome.end, End::NothingToDo, "{check}");
+    }
+}
+
+/// While steps are timed there is no run yet, and nothing is left behind.
+#[test]
+fn a_run_stops_before_it_begins() {
+    let mut bench = Bench::new(&["train.epochs=none", "train.time=1h"]);
+    bench.stop_in_check = Some(0);
+    let (outcome, _) = bench.run("run");
+    assert!(matches!(outcome, Err(RunError::Stopped)), "{outcome:?}");
+    assert!(!bench.path("run").exists());
+}
+
 /// How a step is cut changes the last bits alone, dropped branches included.
 #[test]
 fn micro_batches_change_rounding_alone() {
@@ -123,4 +172,34 @@ fn a_run_of_a_given_time() {
     bench.start = Start::Resume;
     let (outcome, _) = bench.well("run");
     assert!(outcome.end == End::Finished && outcome.step > done, "{}", outcome.step);
+}
+
+/// What steps and checks are said to take decides how many there are: of ten minutes those of a minute each have
+/// a fifth, so that one at the end has room beside the first, and half a minute is for what comes after the run.
+#[test]
+fn a_time_has_room_for_checks() {
+    let of = |step: u64| {
+        let step = Duration::from_secs(step);
+        let [each, end] = [60, 30].map(Duration::from_secs);
+        let checks = CheckTime { first: each, each, end };
+        let step = StepTime { first: step, later: step };
+        Some(Costs { step, checks, spent: Duration::from_secs(6) })
+    };
+    let settings = ["train.epochs=none", "train.time=10m", "knn.every=10%"];
+    let mut bench = Bench::new(&settings);
+    (bench.costs, bench.found) = (of(20), Some(vec![10.0, 20.0]));
+    let (outcome, reported) = bench.well("run");
+    // 576 seconds less six, thirty and two minutes.
+    assert_eq!((outcome.end, outcome.step), (End::Finished, 20));
+    assert_eq!(reported.notes[0], "20 steps of 20.000 s and 1 check of 60.0 s fit 10m");
+    assert!(reported.notes[1].starts_with("a check comes every 100% of the run instead of 10%"));
+    assert_eq!(reported.retrieval.iter().map(|f| f.step).collect::<Vec<_>>(), [0, 20]);
+    assert!(bench.read("run/config.toml").contains("every = \"100%\""));
+    assert!(outcome.elapsed >= outcome.training);
+
+    let mut bench = Bench::new(&settings);
+    (bench.costs, bench.found) = (of(60), Some(Vec::new()));
+    let (outcome, _) = bench.run("run");
+    assert!(matches!(outcome, Err(RunError::TooShort { .. })), "{outcome:?}");
+    assert!(!bench.path("run").exists());
 }

@@ -1,17 +1,12 @@
 //! Room on the disk for the checkpoints of a run.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use anyhow::Result;
-use esvit_data::{Source, counted};
+use esvit_data::counted;
 use esvit_files::{format_bytes, free_bytes};
-use esvit_nn::{Collective, Solo};
-use esvit_train::run::{RunFolder, run_length};
+use esvit_train::run::RunFolder;
 use esvit_train::span::RunLength;
 use esvit_train::{Config, memory};
-
-use super::Output;
 
 /// What the checkpoints of a run take.
 pub(super) struct Checkpoints {
@@ -78,21 +73,6 @@ impl Checkpoints {
             format_bytes(free)
         ))
     }
-}
-
-/// Warns of a run, before it begins or goes on, whose checkpoints the disk has no room for.
-pub(super) fn warn_of(
-    config: &Config,
-    source: &Arc<dyn Source>,
-    out: &Path,
-    output: &Output,
-) -> Result<()> {
-    let collective: Arc<dyn Collective> = Solo::shared();
-    let run = run_length(config, source, &collective)?;
-    if let Some(warning) = Checkpoints::of(config, run, out).warning(out) {
-        output.warning(warning);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ impl fmt::Display for Usage {
 impl std::error::Error for Usage {}
 
 /// The exit code of an error: a setting or a recipe that makes no sense is a wrong command line, as
-/// is an option.
+/// is an option. A run that was stopped before it began has not failed.
 pub(super) fn code_of(error: &anyhow::Error) -> u8 {
     // Not a cause of another error, such as settings in a damaged file.
     let is_usage = error.is::<Usage>()
@@ -36,7 +36,15 @@ pub(super) fn code_of(error: &anyhow::Error) -> u8 {
         || error.is::<TextError>()
         || error.is::<SettingError>();
     let of_run = error.downcast_ref::<RunError>();
-    if is_usage || matches!(of_run, Some(RunError::Config(_) | RunError::Device(_))) {
+    if matches!(of_run, Some(RunError::Stopped)) {
+        return STOPPED;
+    }
+    if is_usage
+        || matches!(
+            of_run,
+            Some(RunError::Config(_) | RunError::Device(_) | RunError::TooShort { .. })
+        )
+    {
         USAGE
     } else {
         FAILED

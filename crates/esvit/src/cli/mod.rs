@@ -7,6 +7,7 @@ mod candidates;
 mod compare;
 mod completions;
 mod config;
+mod costs;
 mod data;
 mod diff;
 mod disk;

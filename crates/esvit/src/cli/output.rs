@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use esvit_data::{counted, printable};
@@ -184,6 +185,10 @@ impl Output {
         let style = ProgressStyle::with_template(template);
         let bar = self.bar(steps as usize);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        if self.shows_progress() {
+            // The clock goes on during a check, too.
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
         bar
     }
 

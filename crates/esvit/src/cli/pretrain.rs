@@ -12,27 +12,31 @@ use esvit_data::{
 use esvit_eval::bench::peak_gflops;
 use esvit_eval::labeled::LabeledTask;
 use esvit_eval::retrieval::{IMAGES, RetrievalTask};
+use esvit_eval::stoppable::{StoppableNetwork, StoppableSource, stoppable_task, unless_stopped};
 use esvit_eval::{knn, preview};
 use esvit_files::FileError;
 use esvit_kernels::{isa, pool, profile};
-use esvit_nn::{Network, Params, Solo};
+use esvit_nn::{Backbone, Network, Params, Solo};
 use esvit_train::Config;
-use esvit_train::checkpoint::CheckpointError;
+use esvit_train::auto;
+use esvit_train::checkpoint::{Checkpoint, CheckpointError, Measure};
+use esvit_train::objective::ObjectiveConfig;
 use esvit_train::run::{
-    End, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder, Start,
-    check_overwrite,
+    Costs, End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder,
+    Start, check_overwrite,
 };
 use serde_json::json;
 
 use super::args::{newest_or_file, run_around, run_or_file};
 use super::flags::ScriptOptions;
+use super::plan::Upcoming;
 use super::profile_table::profile_table;
-use super::progress::{Progress, clock};
+use super::progress::{LONG_CHECK, Progress, clock};
 use super::settings::{Given, Settings};
 use super::shell::{program, quoted};
-use super::signals::stop_on_signal;
+use super::signals::Signals;
 use super::{BackboneArgs, Exit, NetworkArgs, Output, eval};
-use super::{disk, plan, teacher};
+use super::{plan, teacher};
 
 /// Options of `esvit pretrain`.
 #[derive(Debug, clap::Args)]
@@ -77,8 +81,8 @@ struct How {
     /// Print the time spent in each phase.
     #[arg(long)]
     profile: bool,
-    /// Say what the run would do, and print its settings, instead of starting it. A few steps are
-    /// timed, unless `--quiet`.
+    /// Say what the run would do, and print its settings, instead of starting it. A step is timed;
+    /// with `--quiet` only where settings depend on it, as for `--time`.
     #[arg(long)]
     dry_run: bool,
     /// Print what came of the run as JSON; with `--dry-run`, what it would do.
@@ -102,6 +106,7 @@ impl Pretrain {
         self.settings.add(&self.script, output)?;
         let recipe = self.settings.recipe()?;
         let continue_from = self.continue_from.or(self.script.continue_from);
+        let is_named = self.out.is_some() || self.script.out.is_some();
         let out = match self.out.or(self.script.out) {
             Some(out) => out,
             None => run_folder(Path::new("runs"), &recipe, self.resume),
@@ -122,6 +127,9 @@ impl Pretrain {
             Some(checkpoint) => self.settings.resolve_continued(checkpoint, output)?,
             None => self.settings.resolve(output)?,
         };
+        if self.resume {
+            say_new(&out, is_named && !self.settings.has_recipe(), &config, output);
+        }
         let start = match (self.init_from, continue_from) {
             (Some(path), _) => Start::InitFrom { path, key: self.key },
             (None, Some(path)) => Start::ContinueFrom(path),
@@ -132,7 +140,8 @@ impl Pretrain {
             // Before anything is opened or timed, and by a dry run, too.
             check_overwrite(&out, &config, &start)?;
         }
-        self.how.start(config, &out, start, self.overwrite, output)
+        let is_chosen = !self.settings.is_script() && auto::named(&recipe).is_some();
+        self.how.start(config, &out, start, self.overwrite, is_chosen, output)
     }
 }
 
@@ -144,6 +153,7 @@ impl How {
         out: &Path,
         start: Start,
         overwrite: bool,
+        is_chosen: bool,
         output: &Output,
     ) -> Result<Exit> {
         teacher::attach(&mut config, output)?;
@@ -156,15 +166,22 @@ impl How {
                     step => format!("the run goes on after step {step}"),
                 });
             }
-            let source = match output.shows_notes() {
-                true => Some(images(&config, output)?.0),
-                false => self.memory.map(|_| preview::source(&config)).transpose()?,
+            let found = match output.shows_notes() {
+                true => Some(images(&config, output)?),
+                false => None,
             };
-            if let (Some(memory), Some(source)) = (self.memory, &source) {
-                plan::fit_memory(&mut config, &**source, memory, output)?;
+            if let Some(memory) = self.memory {
+                let source = match &found {
+                    Some((source, _)) => source.clone(),
+                    None => preview::source(&config)?,
+                };
+                plan::fit_memory(&mut config, &*source, memory, output)?;
             }
-            let plan = match source.filter(|_| output.shows_notes()) {
-                Some(source) => Some(plan::show(&config, &source, out, output)?),
+            let plan = match found {
+                Some((source, task)) => {
+                    let prepared = Prepared { config: config.clone(), source, task, costs: None };
+                    Some(prepared.upcoming(out, &start, is_chosen).show(output)?)
+                }
                 None => None,
             };
             let would = json!({
@@ -176,8 +193,7 @@ impl How {
             output.print(self.json, &would, || config.to_toml().trim_end().to_owned())?;
             return Ok(Exit::Success);
         }
-        profile::enable(self.profile);
-        let done = self.train(&config, out, start, overwrite, output)?;
+        let done = self.train(&config, out, start, overwrite, is_chosen, output)?;
         if self.profile {
             let peak = peak_gflops(config.train.precision());
             output.note(profile_table(peak, None));
@@ -233,7 +249,21 @@ fn bytes(text: &str) -> Result<f64, String> {
 /// Resumes the run in a folder.
 fn resume(out: &Path, given: &Given, how: &How, output: &Output) -> Result<Exit> {
     let config = given.resolve_stored(&RunFolder::at(out.into()), output)?;
-    how.start(config, out, Start::Resume, false, output)
+    how.start(config, out, Start::Resume, false, false, output)
+}
+
+/// Says that there is no run to resume, and on which images a new one begins. Where a folder `is_named` and no
+/// images are, its name may be mistyped.
+fn say_new(out: &Path, is_named: bool, config: &Config, output: &Output) {
+    let new = format!("there is no run in `{}` to resume: a new one begins", out.display());
+    match &config.data.path {
+        Some(folders) => output.note(format!("{new}, on the images in {folders}")),
+        None if is_named => output.warning(format!(
+            "{new}, on the built-in images\n\
+             hint: name the folder of the run with `--out`, or your own images with `--data FOLDER`"
+        )),
+        None => output.note(format!("{new}, on the built-in images")),
+    }
 }
 
 /// The folder `name-N` in `parent`: the last existing one if `last` is set and there is one, else the
@@ -252,17 +282,31 @@ impl How {
         out: &Path,
         start: Start,
         overwrite: bool,
+        is_chosen: bool,
         output: &Output,
     ) -> Result<Exit> {
-        let prepared = Prepared::new(config, out, &start, self.memory, output)?;
-        disk::warn_of(&prepared.config, &prepared.source, out, output)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        stop_on_signal(std::slice::from_ref(&stop), output)?;
+        let signals = Signals::listen(&[], "stopped before the first step", output)?;
+        let mut prepared = Prepared::new(config, out, &start, self.memory, output)?;
+        prepared.announce(out, &start, is_chosen, output)?;
+        profile::enable(self.profile);
         let mut progress = Progress::new(output);
-        let outcome = prepared.train(out, start, overwrite, stop, &mut progress);
+        let stop = signals.asked().clone();
+        let outcome = prepared.train(out, start, overwrite, stop, &signals, &mut progress);
         let outcome = outcome.map_err(|error| on_full(error, out))?;
         drop(progress);
-        report(&prepared.config, &outcome, prepared.task.as_ref(), out, self.json, output)
+        signals.end_at_once("stopped: the run is saved, its network was being measured");
+        // A run that is asked to stop at its end is not measured any more.
+        let task = prepared.task.as_ref().filter(|_| !signals.is_asked());
+        if let Some(costs) = prepared.costs.filter(|costs| costs.checks.end >= LONG_CHECK)
+            && task.is_some()
+            && outcome.end == End::Finished
+        {
+            output.note(format!(
+                "measuring the network beside raw pixels and the untrained one, about {}",
+                clock(costs.checks.end)
+            ));
+        }
+        report(&prepared.config, &outcome, task, out, self.json, output)
     }
 }
 
@@ -274,6 +318,8 @@ pub(super) struct Prepared {
     pub(super) source: Arc<dyn Source>,
     /// What its checks of k-NN accuracy are made on.
     pub(super) task: Option<LabeledTask>,
+    /// How long its parts take, if that was measured.
+    pub(super) costs: Option<Costs>,
 }
 
 impl Prepared {
@@ -300,23 +346,67 @@ impl Prepared {
         }
         let chosen = preview::choose_conversion(&mut config, &*source);
         chosen.iter().for_each(|line| output.note(line));
-        Ok(Self { config, source, task })
+        Ok(Self { config, source, task, costs: None })
     }
 
-    /// Trains it in its folder until its end, or until `stop` is set.
+    /// Says what the run takes, and notes how long its parts take: in a length that is a time, checks are to have
+    /// room. `is_chosen` says that a recipe has chosen settings for its images, and has said what to keep in mind.
+    pub(super) fn announce(
+        &mut self,
+        out: &Path,
+        start: &Start,
+        is_chosen: bool,
+        output: &Output,
+    ) -> Result<()> {
+        self.costs = self.upcoming(out, start, is_chosen).announce(output)?;
+        Ok(())
+    }
+
+    /// The run, before it begins.
+    fn upcoming<'a>(&'a self, out: &'a Path, start: &Start, is_chosen: bool) -> Upcoming<'a> {
+        let step_of = |path: &Path| Some(Checkpoint::open(path).ok()?.run().ok()?.step);
+        let first = match start {
+            Start::New | Start::InitFrom { .. } => None,
+            Start::ContinueFrom(path) => step_of(path),
+            Start::Resume => newest(out).map(|(step, _)| step),
+        };
+        let from_nothing = match start {
+            Start::New => true,
+            Start::Resume => first.is_none(),
+            Start::InitFrom { .. } | Start::ContinueFrom(_) => false,
+        };
+        // The built-in images are for trying things out.
+        let is_own = self.config.data.path.is_some();
+        let has_teacher = matches!(self.config.objective, ObjectiveConfig::Distill(_));
+        Upcoming {
+            config: &self.config,
+            source: &self.source,
+            task: self.task.as_ref(),
+            from_weights: matches!(start, Start::InitFrom { .. }),
+            first: first.unwrap_or(0),
+            out,
+            is_cautious: from_nothing && is_own && !is_chosen && !has_teacher,
+        }
+    }
+
+    /// Trains it in its folder until its end, or until `stop` is set. A signal stops its checks, too; before its
+    /// first step it ends the program.
     pub(super) fn train(
         &self,
         out: &Path,
         start: Start,
         overwrite: bool,
         stop: Arc<AtomicBool>,
+        signals: &Signals,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, RunError> {
-        let Self { config, source, task } = self;
-        let preprocess = config.preprocess();
-        let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess));
-        let crops = RetrievalTask::new(source.clone(), IMAGES);
-        let mut retrieval = retrieval_check(&crops, &preprocess);
+        let Self { config, source, task, costs } = self;
+        let (preprocess, asked) = (config.preprocess(), signals.asked());
+        let mut check = task.as_ref().map(|task| knn_check(config, task, &preprocess, asked));
+        let stoppable = StoppableSource::new(source.clone(), asked.clone());
+        let crops = RetrievalTask::new(Arc::new(stoppable), IMAGES);
+        let mut retrieval = retrieval_check(&crops, &preprocess, asked);
+        let mut observer = FromBegin { observer, signals };
         let options = Options {
             out: out.into(),
             overwrite,
@@ -325,11 +415,27 @@ impl Prepared {
             collective: Solo::shared(),
             stop,
             environment: environment(),
-            observer,
+            observer: &mut observer,
             knn: check.as_mut().map(|check| check as _),
             retrieval: (crops.len() > 1).then_some(&mut retrieval as _),
+            costs: *costs,
         };
         esvit_train::pretrain(config, options)
+    }
+}
+
+/// Lets signals wait for a run from its begin on: then there is a state to save.
+struct FromBegin<'a> {
+    observer: &'a mut dyn Observer,
+    signals: &'a Signals,
+}
+
+impl Observer for FromBegin<'_> {
+    fn notice(&mut self, event: &Event<'_>) {
+        if let Event::Begin(_) = event {
+            self.signals.save_first();
+        }
+        self.observer.notice(event);
     }
 }
 
@@ -363,6 +469,8 @@ pub(super) fn images(
     let all = preview::all_images(config)?;
     let source = preview::learned(config, all.clone())?;
     let Some(folders) = &config.data.path else {
+        let images = counted(all.len(), "built-in image");
+        output.note(format!("{images} (`--data FOLDER` names your own)"));
         return Ok((source, LabeledTask::of_run(config, &all)?));
     };
     output.note(format!("{} in {folders}", counted(all.len(), "image")));
@@ -411,29 +519,41 @@ fn list_some(names: &[String]) -> String {
     format!("{} ({}{more})", names.len(), first.join(", "))
 }
 
+/// What a check of a run gives: nothing if it was stopped.
+type Checked<T> = Result<Option<T>, Box<dyn std::error::Error + Send + Sync>>;
+
 fn knn_check<'a>(
     config: &'a Config,
-    task: &'a LabeledTask,
+    task: &LabeledTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<KnnAccuracy, Box<dyn std::error::Error + Send + Sync>> + 'a
-{
+    stop: &'a Arc<AtomicBool>,
+) -> impl FnMut(&Network, &Params) -> Checked<KnnAccuracy> + use<'a> {
+    let task = stoppable_task(task, stop);
     move |network, teacher| {
         let (k, temperature) = (config.knn.k, config.knn.temperature);
-        let network = (network.backbone(), teacher);
-        let measured = knn::accuracy(task, network, preprocess, &[k], temperature, |_| ())?;
+        let network = StoppableNetwork::new(network.backbone(), stop);
+        let network: &dyn Backbone = &network;
+        let measured = unless_stopped(|| {
+            knn::accuracy(&task, (network, teacher), preprocess, &[k], temperature, |_| ())
+        });
+        let Some(measured) = measured.transpose()? else { return Ok(None) };
         let accuracy = measured.accuracies.first().ok_or("no accuracy")?;
-        Ok(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 })
+        Ok(Some(KnnAccuracy { top1: accuracy.top1, top5: accuracy.top5 }))
     }
 }
 
+/// A check on the images of `task`, which are to be stoppable.
 fn retrieval_check<'a>(
     task: &'a RetrievalTask,
     preprocess: &'a Preprocess,
-) -> impl FnMut(&Network, &Params) -> Result<Retrieval, Box<dyn std::error::Error + Send + Sync>> + 'a
-{
+    stop: &'a AtomicBool,
+) -> impl FnMut(&Network, &Params) -> Checked<Retrieval> + use<'a> {
     move |network, teacher| {
-        let (found, _) = task.measure((network.backbone(), teacher), preprocess)?;
-        Ok(Retrieval { images: found.images, top1: found.top1 })
+        let network = StoppableNetwork::new(network.backbone(), stop);
+        let network: &dyn Backbone = &network;
+        let measured = unless_stopped(|| task.measure((network, teacher), preprocess));
+        let found = measured.transpose()?;
+        Ok(found.map(|(found, _)| Retrieval { images: found.images, top1: found.top1 }))
     }
 }
 
@@ -473,6 +593,7 @@ fn report(
         "steps": outcome.step,
         "session_steps": outcome.session_steps,
         "seconds": outcome.training.as_secs_f64(),
+        "session_seconds": outcome.elapsed.as_secs_f64(),
         "checkpoint": printable(&outcome.checkpoint),
         "left_out": outcome.broken,
         "retrieval": outcome.retrieval,
@@ -495,7 +616,12 @@ fn report(
     output.count_left_out();
     if outcome.training > Duration::ZERO {
         let steps = counted(outcome.session_steps as usize, "step");
-        output.note(format!("{steps} in {}", clock(outcome.training)));
+        let rest = outcome.elapsed.saturating_sub(outcome.training);
+        let rest = match rest < Duration::from_secs(1) {
+            true => String::new(),
+            false => format!(", checks and checkpoints in {}", clock(rest)),
+        };
+        output.note(format!("{steps} in {}{rest}", clock(outcome.training)));
     }
     let kept = outcome.best.and_then(|best| best.of_beginning());
     if let Some([first, last]) = outcome.retrieval {

@@ -11,6 +11,9 @@ use super::Output;
 const FIRST: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_secs(60);
 
+/// A check that takes as long is announced.
+pub(super) const LONG_CHECK: Duration = Duration::from_secs(10);
+
 /// Shows the progress of a run. On a terminal one line is kept up to date; elsewhere, or when asked
 /// for details, lines are added.
 pub(super) struct Progress<'a> {
@@ -32,15 +35,20 @@ struct Pace {
     total: u64,
     /// Steps done; of the next one, the share of its micro-batches.
     done: f64,
+    /// How long all was expected to take.
+    expected: Option<Duration>,
 }
 
 impl Pace {
-    /// Time for the rest at the pace so far, checks and checkpoints included; `None` before there is
-    /// one.
+    /// Time for the rest at the pace so far, checks and checkpoints included; before there is one, what is
+    /// left of the time that was expected.
     fn left(&self, now: Instant) -> Option<Duration> {
         let done = self.done - self.first as f64;
         let spent = now.saturating_duration_since(self.began);
-        (done > 0.0).then(|| spent.mul_f64((self.total as f64 - self.done).max(0.0) / done))
+        match done > 0.0 {
+            true => Some(spent.mul_f64((self.total as f64 - self.done).max(0.0) / done)),
+            false => self.expected.map(|time| time.saturating_sub(spent)),
+        }
     }
 
     fn left_in_words(&self) -> String {
@@ -54,7 +62,7 @@ impl<'a> Progress<'a> {
         Self {
             output,
             bar: ProgressBar::hidden(),
-            pace: Pace { began: now, first: 0, total: 0, done: 0.0 },
+            pace: Pace { began: now, first: 0, total: 0, done: 0.0, expected: None },
             lines: (now, 0),
             loss: None,
             figures: Vec::new(),
@@ -117,6 +125,17 @@ pub(super) fn speed(per_second: f64) -> String {
     }
 }
 
+/// What is said of a check that begins, and whether it will take long, for all that is known.
+fn announced(step: u64, time: Option<Duration>) -> (String, bool) {
+    let place = match step {
+        0 => "before the first step".to_owned(),
+        step => format!("after step {step}"),
+    };
+    let about = time.map_or_else(String::new, |time| format!(", about {}", clock(time)));
+    let is_long = time.is_none_or(|time| time >= LONG_CHECK);
+    (format!("checking the network {place}{about}"), is_long)
+}
+
 /// `M:SS`, `H:MM:SS` from one hour on, days and hours from four days on.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -137,7 +156,7 @@ impl Observer for Progress<'_> {
                 self.bar = self.output.steps_bar(plan.total_steps);
                 let (first, total) = (plan.first_step, plan.total_steps);
                 let began = Instant::now();
-                self.pace = Pace { began, first, total, done: first as f64 };
+                self.pace = Pace { began, first, total, done: first as f64, expected: plan.time };
                 self.lines.0 = began;
                 self.show(None);
             }
@@ -173,11 +192,19 @@ impl Observer for Progress<'_> {
                     self.line(&format!("step {step}/{total} {}  left {left}", details(metrics)));
                 }
             }
+            Event::Check { step, time } => {
+                let (text, is_long) = announced(*step, *time);
+                if is_long {
+                    self.output.note(&text);
+                }
+                self.bar.set_message(text);
+            }
             Event::Knn(KnnMetrics { step, epoch, knn_top1, knn_top5, knn_k, .. }) => {
                 self.output.note(format!(
                     "step {step} epoch {epoch}  k-NN top-1 {knn_top1:.1} %, top-5 {knn_top5:.1} % \
                      (k = {knn_k})"
                 ));
+                self.show(None);
             }
             Event::Retrieval(RetrievalMetrics {
                 step, retrieval_images, retrieval_top1, ..
@@ -186,6 +213,7 @@ impl Observer for Progress<'_> {
                     "step {step}  the other crop of an image is found in {retrieval_top1:.1} % of \
                      cases, among {retrieval_images} images"
                 ));
+                self.show(None);
             }
             Event::Broken(broken) => {
                 self.output.warn_left_out(&broken.name, &broken.reason);
@@ -233,14 +261,26 @@ mod tests {
     #[test]
     fn what_is_left_follows_the_pace() {
         let began = Instant::now();
-        let pace = Pace { began, first: 100, total: 300, done: 100.0 };
+        let pace = Pace { began, first: 100, total: 300, done: 100.0, expected: None };
         let now = began + Duration::from_secs(30);
         assert_eq!(pace.left(now), None);
+        let expected = Some(Duration::from_secs(100));
+        assert_eq!(Pace { expected, ..pace }.left(now), Some(Duration::from_secs(70)));
         let half = Pace { done: 100.5, ..pace };
         assert_eq!(half.left(now), Some(Duration::from_secs(199 * 60 + 30)));
         let most = Pace { done: 250.0, ..pace };
         assert_eq!(most.left(now), Some(Duration::from_secs(10)));
         assert_eq!(Pace { done: 300.0, ..pace }.left(now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn checks_that_take_long_are_announced() {
+        let of = |step, seconds: Option<u64>| announced(step, seconds.map(Duration::from_secs));
+        let first = "checking the network before the first step";
+        assert_eq!(of(0, Some(9)), (format!("{first}, about 0:09"), false));
+        assert_eq!(of(0, Some(10)), (format!("{first}, about 0:10"), true));
+        assert_eq!(of(0, None), (first.into(), true));
+        assert_eq!(of(7, Some(83)).0, "checking the network after step 7, about 1:23");
     }
 
     #[test]

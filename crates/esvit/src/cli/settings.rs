@@ -2,9 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use anyhow::Result;
 use esvit_data::{Folders, Survey, ViewsConfig, counted, printable};
 use esvit_eval::preview;
@@ -136,7 +133,7 @@ fn choose(
     let source = preview::source(&config)?;
     preview::choose_conversion(&mut config, &*source);
     let survey = Survey::of(&*source, &config.preprocess().conversion());
-    let choice = chooser.choose(&source, &survey, given, &Arc::new(AtomicBool::new(false)))?;
+    let choice = chooser.choose(&source, &survey, given, &|word| output.note(word))?;
     output.note(format!(
         "recipe `{}`, for {} of about {} pixels:",
         chooser.name(),
@@ -191,6 +188,11 @@ impl Settings {
     /// Whether a recipe is named.
     pub(super) fn has_recipe(&self) -> bool {
         self.recipe.is_some()
+    }
+
+    /// Whether the command is that of an official script, which starts from no recipe.
+    pub(super) fn is_script(&self) -> bool {
+        self.is_script
     }
 
     /// Name of the recipe that a new run starts from.

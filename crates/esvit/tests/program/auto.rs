@@ -3,7 +3,7 @@
 use esvit_train::checkpoint::{Checkpoint, Measure};
 
 use crate::images::{good, labeled};
-use crate::place::Place;
+use crate::place::{Place, TINY};
 
 /// The whole way with nothing but a folder.
 #[test]
@@ -23,7 +23,9 @@ fn a_folder_is_enough() {
         "next steps:",
     ]);
     assert!(!ended.stderr.contains("length      "), "the length is given");
+    assert!(!ended.stderr.contains("timing a step of"), "nothing depends on it");
     assert!(!ended.stderr.contains("eval linear"), "there are no labels");
+    assert_eq!(ended.stderr.matches("few images (40)").count(), 1, "{ended}");
     let run = place.folder("run");
     let best = Checkpoint::open(&run.file("checkpoints/best.safetensors")).unwrap();
     let best = best.metadata.unwrap().best.unwrap();
@@ -81,4 +83,21 @@ fn what_cannot_be_chosen_is_said() {
     let unknown = place.run("pretrain --data photos --recipe autom").expect(2);
     unknown.says(&["there is no recipe `autom`", "`auto`"]);
     assert!(!place.path("runs").exists(), "no run was begun");
+}
+
+/// Before anything is written, by `auto` and by a recipe that does not choose.
+#[test]
+fn a_time_for_hardly_a_step_is_refused() {
+    let place = Place::new();
+    good(&place, "photos", 9);
+    let others = format!("pretrain {TINY} train.epochs=none");
+    for line in ["pretrain --data photos".to_owned(), others] {
+        for dry in ["", "--dry-run"] {
+            let ended = place.run(&format!("{line} --out run --time 1ms {dry}")).expect(2);
+            ended.says(&["`train.time` is 1ms, and a step takes", "is enough for 10 steps"]);
+            assert!(!place.path("run").exists(), "{line} {dry}");
+        }
+    }
+    let timed = place.well("pretrain --data photos --time 1m --dry-run");
+    timed.says(&["timing a step of a small network on some of the images"]);
 }

@@ -17,6 +17,12 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     );
     let ended = place.well(&line).says(&[
         "run folder `runs/first`",
+        "timing a step and the checks on some of the images",
+        "time: about ",
+        "as measured: 75 steps of ",
+        ", 3 checks of ",
+        "memory: about ",
+        "disk: 3 checkpoints and the best one, ",
         "101 images, 75 steps of 4 images, 25 steps an epoch",
         "step 75/75",
         "saved in `runs/first/eval/results.jsonl`",
@@ -26,6 +32,7 @@ fn a_run_from_nothing_leaves_a_whole_folder() {
     for row in ["raw pixels", "untrained", "trained"] {
         assert!(ended.stdout.contains(row), "{ended}");
     }
+    assert!(!ended.stderr.contains("few images"), "they are the built-in ones\n{ended}");
 
     let run = place.folder("runs/first");
     let names = run.names();
@@ -88,6 +95,7 @@ fn a_labeled_folder_is_checked_with_the_val_folder_beside_it() {
     place
         .well(&format!("pretrain --data set/train --out run {TINY} knn.every=3 knn.k=3"))
         .says(&["18 images in `set/train`", "k-NN check on `set/train` and `set/val`"])
+        .says(&["few images (18)", "a short run (12 steps)"])
         .says(&["k-NN top-1", "esvit embed --checkpoint run --data set/train"]);
     let metrics = place.folder("run").lines("metrics.jsonl");
     assert_eq!(metrics.iter().filter(|line| line["knn_top1"].is_number()).count(), 1);

@@ -160,7 +160,7 @@ fn a_checkpoint_that_does_not_fit_is_told_from_a_broken_one() {
     ]);
     let other = "pretrain --resume --out run --objective byol train.epochs=3";
     let ended = place.run(other).expect(1).says(&["objective.name = ", "... and "]);
-    assert!(ended.stderr.lines().count() < 14, "{ended}");
+    assert!(ended.stderr.lines().count() < 18, "{ended}");
     assert!(place.files("") == before);
     place
         .well("pretrain --out both --continue-from run train.epochs=3 objective.region=true")
@@ -260,4 +260,24 @@ fn a_checkpoint_under_the_name_of_another_step_is_passed_over() {
         "going on after step 50",
         "step 75/75",
     ]);
+}
+
+/// A script may always say `--resume`; a folder whose name is mistyped is no reason to learn from the built-in images
+/// without a word.
+#[test]
+fn a_run_that_is_not_there_begins_anew_and_says_so() {
+    let place = Place::new();
+    good(&place, "set", 6);
+    let new = "there is no run in `rnu` to resume: a new one begins";
+    let built_in = format!("warning: {new}, on the built-in images");
+    place.well("pretrain --resume --out rnu --dry-run --quiet").says(&[&built_in, "hint: name"]);
+    let own = place.well(&format!("pretrain --resume --out rnu {TINY} --data set --dry-run"));
+    assert!(!own.stderr.contains("built-in"), "{own}");
+    own.says(&[&format!("{new}, on the images in `set`")]);
+    // Who names the recipe for the built-in images means them.
+    let meant = place.well(&format!("pretrain --resume --out rnu {TINY} train.epochs=1"));
+    assert!(!meant.stderr.contains("warning: there is no run"), "{meant}");
+    meant.says(&[&format!("{new}, on the built-in images"), "101 built-in images"]);
+    let resumed = place.well(&format!("pretrain --resume --out rnu {TINY} train.epochs=2"));
+    assert!(!resumed.stderr.contains("a new one begins"), "{resumed}");
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::images::{good, labeled};
-use crate::place::{Ended, Folder, Place, Running, TINY};
+use crate::place::{Ended, Folder, Place, Running, TINY, metadata};
 
 /// 400 steps with a checkpoint after every one.
 const LONG: &str = "train.epochs=16 train.log_every=1 checkpoint.every=1steps";
@@ -142,7 +142,7 @@ fn a_signal_within_a_step_drops_it_however_often_it_comes() {
     ] {
         let place = Place::new();
         let ended = signalled(&place, ONE_STEP, signals).expect(75).says(&[
-            "stopping: the step at hand is dropped",
+            "stopping: the step or check at hand is dropped",
             "stopped after step 0 of 1, state saved",
             "to resume: ",
         ]);
@@ -153,26 +153,60 @@ fn a_signal_within_a_step_drops_it_however_often_it_comes() {
     }
 }
 
-/// Within a part of a step that takes many seconds.
+/// Its steps have a part that takes many seconds.
+const SLOW: &str = "train.epochs=1 optim.warmup=0 data.repeat=2 train.batch_size=200 train.micro_batch=200 \
+    model.embed_dim=128 model.depths=[2,72] model.num_heads=[4,8] --threads 1 train.activation_checkpointing=true";
+
 #[test]
-fn a_second_interrupt_after_a_second_ends_at_once() {
+fn a_second_request_to_end_after_a_second_ends_at_once() {
     let place = Place::new();
     let run = place.folder("run");
-    let slow = "train.epochs=1 optim.warmup=0 data.repeat=2 train.batch_size=200 train.micro_batch=200 \
-                model.embed_dim=128 model.depths=[2,72] model.num_heads=[4,8] --threads 1 \
-                train.activation_checkpointing=true";
-    let mut running = place.start(&format!("pretrain --out run {TINY} {slow}"));
+    let mut running = place.start(&format!("pretrain --out run {TINY} {SLOW}"));
     running.wait_until(|| run.steps() == [0]);
     // Crops are made before the networks see them.
     std::thread::sleep(std::time::Duration::from_millis(1500));
     running.signal(&["INT"]);
     std::thread::sleep(std::time::Duration::from_millis(1200));
-    running.signal(&["INT"]);
-    let ended = running.wait().expect(130).says(&["stopping: the step at hand is dropped"]);
+    running.signal(&["TERM"]);
+    let ended = running.wait().expect(130).says(&["(a second signal ends at once)"]);
     assert!(!ended.stderr.contains("state saved"), "{ended}");
     // What is on disk is whole.
     assert_eq!(run.steps(), [0]);
     place.well("info run/checkpoints/epoch=0000-step=00000000.safetensors");
+}
+
+/// Before the first step there is nothing to save, also while a step is timed for many seconds.
+#[test]
+fn a_signal_before_the_run_ends_at_once() {
+    let place = Place::new();
+    let line = format!("pretrain --out run {TINY} {SLOW} train.epochs=none train.time=1h");
+    let mut running = place.start(&line);
+    running.wait_until_said("run folder `run`");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    running.signal(&["TERM"]);
+    let ended = running.wait().expect(75).says(&["stopped before the first step"]);
+    assert!(!place.path("run").exists(), "{ended}");
+}
+
+/// A check of large images by one thread takes many seconds. It is dropped, as a step is.
+#[test]
+fn a_signal_within_a_check_drops_it() {
+    let place = Place::new();
+    let run = place.folder("run");
+    let slow = "knn.every=1 knn.crop=256 model.embed_dim=128 model.num_heads=[4,8] --threads 1";
+    let mut running = place.start(&format!("pretrain --out run {TINY} {slow}"));
+    // The first check follows what is said of the run.
+    running.wait_until_said("is that of chance");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    running.signal(&["TERM"]);
+    let ended = running.wait().expect(75).says(&[
+        "stopping: the step or check at hand is dropped",
+        "stopped after step 0 of 75, state saved",
+        "to resume: ",
+    ]);
+    assert_eq!(run.steps(), [0]);
+    assert!(!run.text("metrics.jsonl").contains("retrieval_top1"), "{ended}");
+    assert!(metadata(&run.newest()).get("is_unchecked").is_some_and(|value| value == true));
 }
 
 #[test]

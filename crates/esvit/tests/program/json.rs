@@ -48,6 +48,16 @@ fn what_a_run_would_do() {
     let would = place.well(&line);
     assert_eq!(would.json()["plan"]["threads"], 3);
     would.says(&["batch normalization has the statistics of 2 images at a time, of the 4"]);
+    let line = format!("pretrain --out run {TINY} --dry-run --json --threads 3");
+    assert_eq!(place.well(&line).json()["plan"]["threads"], 3);
+    // Three checks and one before the first step.
+    let checked = place.well(&format!("pretrain --out run {TINY} knn.every=1 --dry-run --json"));
+    let plan = &checked.json()["plan"];
+    let [seconds, per_step, per_check] =
+        ["seconds", "seconds_per_step", "seconds_per_check"].map(|key| plan[key].as_f64().unwrap());
+    assert!(plan["checks"] == 3 && per_check > 0.0, "{plan}");
+    assert!(seconds > 49.0 * per_step + 3.0 * per_check, "{plan}");
+    checked.says(&["timing a step and the checks", "time: about ", "75 steps of ", "3 checks of "]);
     // Without a plan nothing is timed.
     let would = place.well(&format!("pretrain --out run {TINY} --dry-run --json --quiet")).json();
     assert!(would["plan"].is_null() && would["settings"].is_object(), "{would}");

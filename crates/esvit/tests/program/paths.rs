@@ -18,6 +18,12 @@ fn a_run_finds_its_images_from_elsewhere() {
     let there = |line: &str| place.run_in("there", line);
     let ended = there("resume ../run train.epochs=2").expect(0).says(&["8 images in", "step 4/4"]);
     assert!(!ended.stderr.contains("the images are not those"), "{ended}");
+    // The same folder by another path is no other setting.
+    ended.says(&["settings other than before: train.epochs = 2 (it was 1)\n"]);
+    let ended = there("resume ../run -d ../here/photos").expect(0).says(&["nothing to do"]);
+    assert!(!ended.stderr.contains("settings other than before"), "{ended}");
+    good(&place, "here/others", 8);
+    there("resume ../run -d ../here/others").expect(0).says(&["other than before: data.path = "]);
     let report = there("report ../run --json").expect(0).json();
     assert_eq!(report["not_in_the_report"], serde_json::json!([]), "{report}");
     // What is not found is said.

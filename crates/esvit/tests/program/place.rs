@@ -190,6 +190,13 @@ impl Running {
         }
     }
 
+    /// Waits until it has said something to people.
+    #[cfg(unix)]
+    pub(crate) fn wait_until_said(&mut self, part: &str) {
+        let path = self.outputs.path().join("stderr");
+        self.wait_until(|| fs::read_to_string(&path).is_ok_and(|text| text.contains(part)));
+    }
+
     fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

@@ -249,3 +249,18 @@ fn every_flag_of_the_scripts_has_its_setting() {
         assert_eq!(settings.pointer(key), Some(&expected), "{flag}");
     }
 }
+
+/// Fewer images than a batch make a smaller one, also in what would be done.
+#[test]
+fn a_batch_that_the_images_do_not_fill_is_told() {
+    let place = Place::new();
+    good(&place, "set", 6);
+    let line = format!("pretrain --data set --out run {TINY} train.batch_size=2000");
+    let told = "a step has 6 images instead of 2000 (`train.batch_size`): there are no more";
+    let would = place.well(&format!("{line} --dry-run --json"));
+    assert_eq!(would.json()["plan"]["batch_size"], 6, "{would}");
+    would.says(&[told]);
+    place.well(&format!("{line} train.epochs=1")).says(&[told]);
+    let fits = place.well(&format!("{line} train.batch_size=6 --dry-run"));
+    assert!(!fits.stderr.contains("there are no more"), "{fits}");
+}

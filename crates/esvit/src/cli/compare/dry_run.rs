@@ -1,15 +1,16 @@
 //! What a comparison would do.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
 use esvit_data::printable;
+use esvit_eval::labeled::LabeledTask;
 use esvit_eval::preview;
 use esvit_nn::{Collective, Solo};
 use esvit_train::Config;
-use esvit_train::run::{StepTime, TIMED, run_length, settled, step_time, steps_within};
+use esvit_train::run::{Costs, run_length, settled};
+use esvit_train::span::{RunLength, Span};
 use esvit_train::variants::{Comparison, Planned};
 use serde::Serialize;
 use serde_json::json;
@@ -18,7 +19,7 @@ use super::folder::Folder;
 use super::measured;
 use crate::cli::pretrain::newest;
 use crate::cli::progress::clock;
-use crate::cli::{Output, teacher};
+use crate::cli::{Output, costs, teacher};
 
 /// A run that would be trained.
 #[derive(Serialize)]
@@ -28,21 +29,22 @@ struct Listed {
     done: u64,
     steps: Option<u64>,
     images_seen: Option<u64>,
-    /// Time of the steps that are left.
+    /// Time of the steps and checks that are left.
     seconds: Option<f64>,
 }
 
-/// The length of a variant's runs, and how long a step takes if it was measured.
+/// The length of a variant's runs, and how long their parts take if it was measured.
 struct Length {
     /// The step at which they begin, and the images seen by then, both of the variant they go on from.
     start: (u64, u64),
     batch: u64,
     steps: Option<u64>,
     steps_per_epoch: u64,
-    step: Option<StepTime>,
+    every: Span,
+    costs: Option<Costs>,
 }
 
-/// Lists the runs with their expected time. A few steps of each variant are timed, unless quiet.
+/// Lists the runs with their expected time. A step and a check of each variant are timed, unless quiet.
 pub(super) fn show(
     comparison: &Comparison,
     folder: &Folder,
@@ -100,22 +102,28 @@ fn start(variant: &Planned, variants: &[Planned], lengths: &[Length]) -> (u64, u
 
 impl Length {
     fn of(config: Config, start: (u64, u64), is_timed: bool) -> Result<Self> {
-        let source = preview::source(&config)?;
+        let all = preview::all_images(&config)?;
+        let source = preview::learned(&config, all.clone())?;
         let collective: Arc<dyn Collective> = Solo::shared();
-        let step = match is_timed {
+        let length = run_length(&config, &source, &collective)?;
+        let costs = match is_timed {
             true => {
-                let stop = Arc::new(AtomicBool::new(false));
-                Some(step_time(&config, &source, &collective, &stop, TIMED)?)
+                let task = LabeledTask::of_run(&config, &all)?;
+                Some(costs::measure(&config, &source, task.as_ref(), false)?)
             }
             false => None,
         };
-        let length = run_length(&config, &source, &collective)?;
-        let steps = match config.train.time {
-            Some(time) => step.map(|step| steps_within(time.0, &step, length.steps_per_epoch)),
-            None => Some(length.total_steps),
-        };
+        let (mut steps, mut every) = (Some(length.total_steps), config.knn.every);
+        if let Some(time) = config.train.time {
+            let within = |costs: &Costs| {
+                costs.within((time.0, costs.spent), 0, length.steps_per_epoch, every)
+            };
+            let found = costs.as_ref().map(within).transpose()?;
+            steps = found.map(|found| found.steps);
+            every = found.map_or(every, |found| found.every);
+        }
         let batch = settled(&config, &*source, 1).train.batch_size as u64;
-        Ok(Self { start, batch, steps, steps_per_epoch: length.steps_per_epoch, step })
+        Ok(Self { start, batch, steps, steps_per_epoch: length.steps_per_epoch, every, costs })
     }
 
     /// Images seen after a step.
@@ -125,16 +133,16 @@ impl Length {
     }
 
     fn listed(&self, run: String, done: u64) -> Listed {
-        let time = |step: &StepTime, steps: u64| step.of(steps, self.steps_per_epoch).as_secs_f64();
-        let left = |(step, steps): (&StepTime, u64)| {
-            (time(step, steps) - time(step, done.min(steps))).max(0.0)
+        let left = |(costs, total_steps): (&Costs, u64)| {
+            let run = RunLength { total_steps, steps_per_epoch: self.steps_per_epoch };
+            costs.time(done.min(total_steps), run, self.every).as_secs_f64()
         };
         Listed {
             run,
             done,
             steps: self.steps,
             images_seen: self.steps.map(|steps| self.images_seen(steps)),
-            seconds: self.step.as_ref().zip(self.steps).map(left),
+            seconds: self.costs.as_ref().zip(self.steps).map(left),
         }
     }
 }
@@ -168,6 +176,6 @@ fn table(listed: &[Listed], total: Option<f64>) -> String {
         "",
         time(total)
     ));
-    lines.push("the time is that of steps, besides checks and what is measured at the end".into());
+    lines.push("the time is that of steps and checks, besides what is measured at the end".into());
     lines.join("\n")
 }

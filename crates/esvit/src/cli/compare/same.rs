@@ -82,6 +82,8 @@ fn changes(found: Config, mut planned: Config, source: Option<&dyn Source>) -> V
     if planned.train.time.is_some() {
         (planned.train.epochs, planned.train.steps, planned.train.time) =
             (found.train.epochs, found.train.steps, found.train.time);
+        // Checks come less often where they would take too much of the time.
+        planned.knn.every = found.knn.every;
     }
     found.differences(&planned)
 }

@@ -18,27 +18,29 @@ use super::folder::Folder;
 use super::memory::forget_peak;
 use crate::cli::pretrain::{Prepared, newest};
 use crate::cli::progress::Progress;
-use crate::cli::signals::stop_on_signal;
-use crate::cli::{Output, disk, teacher};
+use crate::cli::signals::Signals;
+use crate::cli::{Output, teacher};
+
+/// What is said when a signal comes while no run is at work.
+const BETWEEN: &str = "stopped between runs: `esvit compare --resume --out FOLDER` goes on";
 
 /// Asks to stop: the run at hand alone, or with it all that come after it.
 pub(super) struct Stop {
-    all: Arc<AtomicBool>,
+    all: Signals,
     run: Arc<AtomicBool>,
 }
 
 impl Stop {
     /// Listens for signals, which ask to stop all.
     pub(super) fn listen(output: &Output) -> Result<Self> {
-        let stop = Self { all: Arc::default(), run: Arc::default() };
-        // The first is set first: a run that was asked to stop alone begins again only if it is not.
-        stop_on_signal(&[stop.all.clone(), stop.run.clone()], output)?;
-        Ok(stop)
+        let run = Arc::default();
+        // All are asked first: a run that was asked to stop alone begins again only if they are not.
+        Ok(Self { all: Signals::listen(std::slice::from_ref(&run), BETWEEN, output)?, run })
     }
 
     /// Whether all are to stop.
     fn is_asked(&self) -> bool {
-        self.all.load(Ordering::SeqCst)
+        self.all.is_asked()
     }
 
     /// What asks the next run to stop.
@@ -119,8 +121,8 @@ impl<'a> Runs<'a> {
         let is_peak_own = self.forget_peak();
         let (mut config, start) = self.beginning(run, &folder)?;
         teacher::attach(&mut config, self.output)?;
-        let prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
-        disk::warn_of(&prepared.config, &prepared.source, &folder, self.output)?;
+        let mut prepared = Prepared::new(&config, &folder, &start, None, self.output)?;
+        prepared.announce(&folder, &start, true, self.output)?;
         // A folder without checkpoints holds nothing that would be lost.
         let overwrite = matches!(start, Start::ContinueFrom(_) | Start::InitFrom { .. });
         let mut next = (overwrite, start);
@@ -220,7 +222,10 @@ impl<'a> Runs<'a> {
         let stop = self.stop.of_run();
         let progress = Progress::new(self.output);
         let mut observer = Until { progress, step: until, stop: stop.clone() };
-        Ok(prepared.train(folder, start, overwrite, stop, &mut observer)?)
+        let signals = &self.stop.all;
+        let outcome = prepared.train(folder, start, overwrite, stop, signals, &mut observer);
+        signals.end_at_once(BETWEEN);
+        Ok(outcome?)
     }
 }
 
