@@ -47,10 +47,7 @@ impl Signals {
                     ),
                 }
             }
-            Answer::Exit => {
-                #[expect(clippy::exit, reason = "a second signal ends the process at once")]
-                std::process::exit(130);
-            }
+            Answer::Exit => std::process::exit(130),
             Answer::Nothing => {}
         })
         .context("cannot listen for signals")?;
