@@ -35,7 +35,7 @@ pub(super) struct Info {
     json: bool,
 }
 
-/// Image sizes for which MACs are listed.
+/// Image sizes for which MACs and tokens of the last map are listed.
 const SIZES: [usize; 2] = [224, 96];
 
 /// Properties of a file, in the order of display.
@@ -188,12 +188,15 @@ fn listing() -> Value {
     let architecture = |arch: &zoo::Architecture| {
         let config = arch.config();
         let [large, small] = SIZES.map(|size| macs(&config, size));
+        let [many, few] = SIZES.map(|size| config.last_map(size).pow(2));
         json!({
             "name": arch.name,
             "parameters": parameters(&config),
             "feature_width": config.output_width(),
             "macs_224": large,
             "macs_96": small,
+            "tokens_224": many,
+            "tokens_96": few,
             "drop_path": arch.drop_path,
         })
     };

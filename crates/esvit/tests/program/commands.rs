@@ -136,6 +136,13 @@ fn info_tells_what_there_is() {
     let tiny = tiny.clone().find(|entry| entry["name"] == "swin_tiny_w7").unwrap();
     let [large, small] = ["macs_224", "macs_96"].map(|key| tiny[key].as_f64().unwrap() / 1e9);
     assert!((large - 4.5).abs() < 0.1 && small < 1.5, "{tiny}");
+    // Regions of a view: four stages end at 32 pixels a token, a single one stays at its patches.
+    for (name, expected) in [("swin_tiny_w7", [49, 9]), ("vit_small16", [196, 36])] {
+        let mut entries = listing["architectures"].as_array().unwrap().iter();
+        let entry = entries.find(|entry| entry["name"] == name).unwrap();
+        let tokens = ["tokens_224", "tokens_96"].map(|key| entry[key].as_u64().unwrap());
+        assert_eq!(tokens, expected, "{entry}");
+    }
     let table = place.well("info");
     assert!(table.stdout.contains("swin_tiny_w7") && table.stdout.contains("materials"), "{table}");
     // What `auto` takes, and where its rows come from.
