@@ -519,7 +519,7 @@ mod tests {
         let file = place.path().join("file");
         std::fs::write(&file, "").unwrap();
         let error = RunFolder::create(&file, false).unwrap_err();
-        assert!(matches!(error, FolderError::Io { .. }), "{error}");
+        assert!(matches!(error, FolderError::NotAFolder { .. }), "{error}");
     }
 
     #[test]

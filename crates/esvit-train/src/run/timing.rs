@@ -13,7 +13,7 @@ use esvit_kernels::pool;
 use esvit_nn::{Collective, Device, ForwardCtx, Network, Params, Tensor};
 
 use super::session::micro_batch;
-use super::{RunError, plan, settled};
+use super::{RunError, plan, settled, start};
 use crate::config::Config;
 use crate::learner::{Gradients, Learner};
 use crate::objective::StepInfo;
@@ -102,7 +102,7 @@ pub fn costs(
     let config = settled(config, &**source, collective.world());
     config.check_batch()?;
     let device: Device = config.train.device.parse()?;
-    let classes = source.classes().len();
+    let classes = start::classes(&config, &**source)?;
     let mut learner = plan::learner(&config, &device, classes, collective.clone());
     let timing = Timing { config: &config, source, stop, timed };
     let [first, later] = timing.step(&mut learner)?;

@@ -102,9 +102,9 @@ mod tests {
     #[test]
     fn negative_numbers_are_values() {
         let Line { command, threads } =
-            line("--lr -1 --rate -1e-3 --count 2 -5 --threads 3").unwrap();
+            line("--lr -1 --rate -0.5 --count 2 -5 --threads 3").unwrap();
         let Sub::Run { lr, count, rate, settings } = command;
-        assert_eq!((lr.as_deref(), rate, count), (Some("-1"), Some(-1e-3), Some(2)));
+        assert_eq!((lr.as_deref(), rate, count), (Some("-1"), Some(-0.5), Some(2)));
         assert_eq!((settings, threads), (vec!["-5".to_owned()], Some(3)));
         let error = line("--lr --rate").unwrap_err();
         assert!(error.contains("a value is required for '--lr <LR>'"), "{error}");

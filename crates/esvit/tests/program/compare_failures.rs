@@ -72,7 +72,7 @@ fn a_row_is_of_the_seeds_that_did_not_fail() {
     let ended = place.run("compare --resume --out c --seeds 3 --json").expect(1);
     let report = ended.json();
     let ended = ended.says(&[
-        "`view-2` failed: cannot use `c/view-2` as the run's folder",
+        "`view-2` failed: `c/view-2` is a file, and a run needs a folder",
         "`added-2` failed: it goes on from `view-2`, which failed",
         "warning: 2 of 6 runs failed",
     ]);
