@@ -3,13 +3,15 @@
 mod amx;
 mod vendor;
 
+use std::cmp;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use amx::{Amx, amx};
 pub use vendor::{Vendor, vendor};
 
-/// An instruction set, from the least to the most capable; an emulation stands last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// An instruction set. It is less than another one that includes it; sets of different processors are
+/// neither less nor greater. An emulation stands last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Isa {
     /// The target's baseline; on AArch64 that includes NEON.
@@ -20,7 +22,9 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16: dot products of bf16 pairs (`vdpbf16ps`).
     Avx512Bf16,
-    /// The same and AMX with BF16, Intel's matrix unit: products of bf16 tiles (`tdpbf16ps`).
+    /// AArch64 with BF16: products of 2 x 4 by 4 x 2 matrices of bf16 (`bfmmla`).
+    NeonBf16,
+    /// AVX-512 with BF16 and AMX with BF16, Intel's matrix unit: products of bf16 tiles (`tdpbf16ps`).
     Amx,
     /// What the machine has without AMX, and AMX in plain Rust: slow, for tests. Never chosen by
     /// itself.
@@ -28,9 +32,9 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All that processors have, from the least to the most capable.
-    pub const ALL: [Self; 5] =
-        [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    /// All that processors have, each after those that it includes.
+    pub const ALL: [Self; 6] =
+        [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx, Self::NeonBf16];
 
     /// Its name in options and reports.
     pub fn name(self) -> &'static str {
@@ -39,14 +43,33 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::NeonBf16 => "neon-bf16",
             Self::Amx => "amx",
             Self::AmxEmulated => "amx-emulated",
         }
     }
 
+    /// Whether it multiplies bf16. An emulation answers as what it stands for.
+    pub fn multiplies_bf16(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::NeonBf16) || self.has_tiles()
+    }
+
     /// Whether bf16 is multiplied in tiles.
     pub(crate) fn has_tiles(self) -> bool {
         matches!(self, Self::Amx | Self::AmxEmulated)
+    }
+}
+
+impl PartialOrd for Isa {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
+        let is_x86 = |isa| matches!(isa, Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx);
+        let is_arm = |isa| matches!(isa, Self::NeonBf16);
+        let are_apart = is_x86(*self) && is_arm(*other) || is_arm(*self) && is_x86(*other);
+        if are_apart {
+            return None;
+        }
+        Some((*self as u8).cmp(&(*other as u8)))
     }
 }
 
@@ -80,6 +103,10 @@ fn detected_vectors() -> Isa {
             true => Isa::Avx512Bf16,
         };
     }
+    #[cfg(target_arch = "aarch64")]
+    if std::arch::is_aarch64_feature_detected!("bf16") {
+        return Isa::NeonBf16;
+    }
     Isa::Baseline
 }
 
@@ -107,7 +134,7 @@ pub(crate) fn vectors() -> Isa {
 fn in_use() -> u8 {
     match IN_USE.load(Ordering::Relaxed) {
         UNKNOWN => {
-            limit(Isa::Amx);
+            lift_limit();
             IN_USE.load(Ordering::Relaxed)
         }
         known => known,
@@ -120,25 +147,38 @@ fn vector_set(number: u8) -> Isa {
         0 => Isa::Baseline,
         1 => Isa::Avx2,
         2 => Isa::Avx512,
-        _ => Isa::Avx512Bf16,
+        3 => Isa::Avx512Bf16,
+        _ => Isa::NeonBf16,
     }
 }
 
-/// Limits all kernels of the process to an instruction set, for tests and comparisons. Results of
-/// different instruction sets differ by rounding, so call it at the start of a program.
+/// Limits all kernels of the process to an instruction set and what it includes, for tests and
+/// comparisons: one of other processors leaves the baseline. Results of different instruction sets
+/// differ by rounding, so call it at the start of a program.
 pub fn limit(isa: Isa) {
     let number = match isa {
-        Isa::Amx => detected() as u8,
+        Isa::Amx => best_within(isa, detected()) as u8,
         Isa::AmxEmulated => EMULATED + detected_vectors() as u8,
-        vectors => detected_vectors().min(vectors) as u8,
+        vectors => best_within(vectors, detected_vectors()) as u8,
     };
     IN_USE.store(number, Ordering::Relaxed);
 }
 
-/// Whether the hardware multiplies bf16 pairs. That bf16 GEMM is then faster than f32 is not said. An
+/// Takes the best that the machine has.
+fn lift_limit() {
+    IN_USE.store(detected() as u8, Ordering::Relaxed);
+}
+
+/// The best instruction set of a machine within a limit.
+fn best_within(limit: Isa, machine: Isa) -> Isa {
+    let is_in_both = |isa: &Isa| *isa <= limit && *isa <= machine;
+    Isa::ALL.into_iter().rfind(is_in_both).unwrap_or(Isa::Baseline)
+}
+
+/// Whether the hardware multiplies bf16. That bf16 GEMM is then faster than f32 is not said. An
 /// emulation answers as what it stands for.
 pub fn has_bf16() -> bool {
-    current() >= Isa::Avx512Bf16
+    current().multiplies_bf16()
 }
 
 #[cfg(test)]
@@ -178,14 +218,15 @@ pub(crate) mod tests {
             limit(isa);
             test(isa);
         }
-        limit(Isa::Amx);
+        lift_limit();
     }
 
     #[test]
     fn limits_are_kept() {
         under_each(|isa| {
             assert_eq!(current(), isa);
-            assert_eq!(has_bf16(), isa == Isa::Avx512Bf16 || isa.has_tiles());
+            let bf16 = [Isa::Avx512Bf16, Isa::NeonBf16, Isa::Amx, Isa::AmxEmulated];
+            assert_eq!(has_bf16(), bf16.contains(&isa));
             let expected = if isa.has_tiles() { detected_vectors() } else { isa };
             assert_eq!(vectors(), expected);
         });
@@ -195,9 +236,44 @@ pub(crate) mod tests {
     #[test]
     fn the_machine_decides() {
         under_each(|_| {
-            limit(Isa::Amx);
+            lift_limit();
             assert!(current() == detected() && current() != Isa::AmxEmulated);
             assert_eq!(current() == Isa::Amx, amx() == Amx::Permitted);
+            limit(Isa::Amx);
+            assert_eq!(current(), best_within(Isa::Amx, detected()));
         });
+    }
+
+    #[test]
+    fn limits_on_any_machine() {
+        use Isa::{Amx, Avx2, Avx512, Avx512Bf16, Baseline, NeonBf16};
+        for (limit, machine, expected) in [
+            (Avx2, Avx512Bf16, Avx2),
+            (Avx512, Avx2, Avx2),
+            (Amx, Avx512Bf16, Avx512Bf16),
+            (Amx, Amx, Amx),
+            (Baseline, Amx, Baseline),
+            (NeonBf16, NeonBf16, NeonBf16),
+            (NeonBf16, Baseline, Baseline),
+            // Of other processors.
+            (NeonBf16, Avx512Bf16, Baseline),
+            (NeonBf16, Amx, Baseline),
+            (Avx2, NeonBf16, Baseline),
+            (Amx, NeonBf16, Baseline),
+        ] {
+            assert_eq!(best_within(limit, machine), expected, "{limit:?} on {machine:?}");
+        }
+    }
+
+    /// The list has every set after those that it includes, and what is in use is stored as a number.
+    #[test]
+    fn sets_by_number() {
+        for (place, isa) in Isa::ALL.into_iter().enumerate() {
+            assert!(isa < Isa::AmxEmulated && Isa::Baseline <= isa, "{isa:?}");
+            assert!(!Isa::ALL[place..].iter().any(|later| *later < isa), "{isa:?}");
+            if isa != Isa::Amx {
+                assert_eq!(vector_set(isa as u8), isa);
+            }
+        }
     }
 }

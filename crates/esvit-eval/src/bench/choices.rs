@@ -164,32 +164,34 @@ fn measure(
 }
 
 /// The instruction set whose kernels compute in a precision where `best` is in use: f32 is multiplied
-/// alike by all that have AVX-512.
+/// alike by all that have AVX-512, and by NEON with and without BF16.
 fn kernels_of(best: Isa, precision: Precision) -> Isa {
     match precision {
-        Precision::F32 => best.min(Isa::Avx512),
-        Precision::Bf16 | Precision::Bf16x3 => best,
+        Precision::F32 if best == Isa::NeonBf16 => Isa::Baseline,
+        Precision::F32 if best >= Isa::Avx512 => Isa::Avx512,
+        Precision::F32 | Precision::Bf16 | Precision::Bf16x3 => best,
     }
 }
 
-/// The choices that have kernels of their own where `best` is in use. Without vector instructions
-/// alone, the baseline is one.
+/// The choices that have kernels of their own where `best` is in use. The baseline is one where f32 is
+/// computed by it.
 fn choices_within(best: Isa) -> Vec<Choice> {
-    let multiplies_bf16 = best >= Isa::Avx512Bf16;
     let mut found = Vec::new();
     for isa in Isa::ALL.into_iter().filter(|&isa| isa <= best) {
-        if isa == Isa::Baseline && best > isa {
+        if isa == Isa::Baseline && kernels_of(best, Precision::F32) != isa {
             continue;
         }
-        if isa <= Isa::Avx512 {
+        let multiplies_bf16 = isa.multiplies_bf16();
+        if !multiplies_bf16 {
             found.push(Choice { isa, precision: Precision::F32, is_timed: true });
         }
-        // Where something multiplies it, what widens it is of no use; and three products of vectors take
-        // longer than one of f32.
-        let is_timed = isa == best || (multiplies_bf16 && isa >= Isa::Avx512Bf16);
+        // Where something multiplies it, what widens it is of no use; and three products of vectors, not of
+        // matrices, take longer than one of f32.
+        let is_timed = isa == best || multiplies_bf16;
         found.push(Choice { isa, precision: Precision::Bf16, is_timed });
-        if multiplies_bf16 && isa >= Isa::Avx512Bf16 {
-            found.push(Choice { isa, precision: Precision::Bf16x3, is_timed: isa == Isa::Amx });
+        if multiplies_bf16 {
+            let is_timed = isa != Isa::Avx512Bf16;
+            found.push(Choice { isa, precision: Precision::Bf16x3, is_timed });
         }
     }
     found
@@ -233,7 +235,7 @@ mod tests {
 
     #[test]
     fn choices_have_kernels_of_their_own() {
-        use Isa::{Amx, Avx2, Avx512, Avx512Bf16, Baseline};
+        use Isa::{Amx, Avx2, Avx512, Avx512Bf16, Baseline, NeonBf16};
         use Precision::{Bf16, Bf16x3, F32};
         assert_eq!(timed(Baseline), [(Baseline, F32), (Baseline, Bf16)]);
         assert_eq!(timed(Avx2), [(Avx2, F32), (Avx2, Bf16)]);
@@ -241,6 +243,8 @@ mod tests {
         assert_eq!(timed(Avx512Bf16), [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16)]);
         let amx = [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16), (Amx, Bf16), (Amx, Bf16x3)];
         assert_eq!(timed(Amx), amx);
+        let arm = [(Baseline, F32), (NeonBf16, Bf16), (NeonBf16, Bf16x3)];
+        assert_eq!(timed(NeonBf16), arm);
         // Products alone are measured of what is widened, too, and of three products.
         assert_eq!(choices_within(Amx).len(), 8);
         for best in Isa::ALL {

@@ -4,10 +4,13 @@
 //! [`NR`] columns of the RHS. K is split into cache blocks of [`KC`] steps; within a block, tiles
 //! of MR rows by the panel's columns are accumulated in registers (`tile.rs`). bf16 operands are
 //! packed in pairs along K (VNNI layout), [`Element::K_PACK`] values a step. A matrix unit (AMX) loads
-//! tiles of that layout as they lie (`amx/`).
+//! tiles of that layout as they lie (`amx/`); AArch64's products of small matrices take two pairs of two
+//! rows or columns, which are packed from it (`bfmmla/`).
 
 mod amx;
 mod bf16x3;
+#[cfg(any(target_arch = "aarch64", test))]
+mod bfmmla;
 mod gemm_tn;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -158,6 +161,8 @@ impl Gemm for Bf16 {
             Isa::Avx512 => x86::gemm_bf16_widened_avx512,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => x86::gemm_bf16_avx2,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonBf16 => bfmmla::gemm::<bfmmla::Instructions>,
             #[cfg(target_arch = "aarch64")]
             _ => neon::gemm_bf16,
             #[cfg(not(target_arch = "aarch64"))]

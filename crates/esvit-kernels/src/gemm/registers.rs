@@ -8,6 +8,8 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::amx;
+#[cfg(target_arch = "aarch64")]
+use super::bfmmla::bfmmla;
 #[cfg(target_arch = "x86_64")]
 use super::x86::pairs;
 use crate::isa::{self, Isa};
@@ -50,6 +52,8 @@ impl RegisterLoop {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Self { run: bf16_avx512, macs: 24 * 32 },
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonBf16 => Self { run: bf16_neon, macs: 24 * 16 },
             _ => Self::of_f32(),
         }
     }
@@ -125,6 +129,16 @@ chains!(f32_sse2, "sse2", 12, _mm_setzero_ps(), _mm_set1_ps, |sum, ones| _mm_add
 chains!(f32_neon, "neon", 24, vdupq_n_f32(0.0), vdupq_n_f32, |sum, ones| vfmaq_f32(
     ones, sum, ones
 ));
+
+#[cfg(target_arch = "aarch64")]
+chains!(
+    bf16_neon,
+    "neon,bf16",
+    24,
+    vdupq_n_f32(0.0),
+    |one: f32| vdupq_n_u16((one.to_bits() >> 16) as u16),
+    |sum, ones| bfmmla(sum, ones, ones)
+);
 
 /// # Safety
 /// It is safe.

@@ -24,7 +24,7 @@ pub(super) struct Bench {
     /// Number of timed repetitions.
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     iterations: usize,
-    /// Do not use instruction sets beyond this one.
+    /// Do not use instruction sets beyond this one; one of other processors leaves `baseline`.
     #[arg(long, global = true, value_name = "NAME", value_parser = isa_parser(&Isa::ALL))]
     isa: Option<Isa>,
     /// Device of training step, forward pass and objective.

@@ -13,8 +13,15 @@ use super::bench::{isa_parser, precision_parser};
 use super::{Exit, Output};
 
 /// Instruction sets that cases can be computed by: those of processors, and AMX in plain Rust.
-const ISAS: [Isa; 6] =
-    [Isa::Baseline, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx, Isa::AmxEmulated];
+const ISAS: [Isa; 7] = [
+    Isa::Baseline,
+    Isa::Avx2,
+    Isa::Avx512,
+    Isa::Avx512Bf16,
+    Isa::Amx,
+    Isa::NeonBf16,
+    Isa::AmxEmulated,
+];
 
 /// Options of `esvit verify`.
 #[derive(Debug, clap::Args)]
@@ -85,13 +92,12 @@ impl Verify {
 /// Limits kernels to an instruction set. Another one in its place would verify what was not asked for.
 fn take_isa(isa: Isa) -> Result<()> {
     isa::limit(isa);
-    let taken = isa::current();
-    if taken != isa {
+    if isa::current() != isa {
         bail!(
             "this machine has not `{}`, or its system refuses it\n\
              hint: `--isa {}` is the most that it has",
             isa.name(),
-            taken.name()
+            isa::detected().name()
         );
     }
     Ok(())
