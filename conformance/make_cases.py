@@ -25,6 +25,9 @@ import torchvision
 from timm.models.swin_transformer import SwinTransformer
 from torch import Generator, Tensor, nn
 
+from make_cases_families import family_cases
+from make_cases_heads import head_cases
+from make_cases_objectives import objective_cases
 from reference.augment import apply
 from reference.cases import (
     Case,
@@ -43,6 +46,7 @@ from reference.objective import (
     mixup_target,
     split_regions,
 )
+from reference.seeded import normal, perturb, shrink, state
 from reference.swin import LAYER_NORM_EPS, Swin, SwinConfig
 from reference.training import Step, Trainer, cosine_schedule
 
@@ -53,43 +57,8 @@ MATCH_MARGIN = 2e-4
 TEMPERATURE = {"warmup": 0.04, "final": 0.07, "warmup_epochs": 3, "epochs": 10}
 
 
-def normal(generator: Generator, *shape: int) -> Tensor:
-    """Standard normal values."""
-    return torch.randn(*shape, generator=generator)
-
-
-@torch.no_grad()
-def perturb(network: nn.Module, generator: Generator) -> None:
-    """Gives every parameter and buffer a value that a trained network could have."""
-    for name, p in network.named_parameters():
-        noise = normal(generator, *p.shape)
-        if name.endswith("weight_g"):
-            p.copy_(1 + 0.2 * noise if p.requires_grad else torch.ones(p.shape))
-        elif "bias_table" in name:
-            p.copy_(0.5 * noise)
-        elif p.ndim == 1:
-            p.copy_(0.2 * noise + (1.0 if name.endswith("weight") else 0.0))
-        else:
-            p.copy_(noise / p[0].numel() ** 0.5)
-    for name, buffer in network.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(0.2 * normal(generator, *buffer.shape))
-        elif name.endswith("running_var"):
-            buffer.copy_(1 + 0.2 * normal(generator, *buffer.shape).abs())
-
-
-@torch.no_grad()
-def make_faint(network: Swin) -> None:
-    """Shrinks the residual stream until the eps of every LayerNorm shows."""
-    ends = ("attn.proj", "mlp.fc2", "reduction", "patch_embed.proj", "patch_embed.norm")
-    for name, p in network.named_parameters():
-        if name.rpartition(".")[0].endswith(ends):
-            p.mul_(0.01)
-
-
-def state(network: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """A copy of parameters and buffers under a prefix."""
-    return {f"{prefix}.{k}": v.clone() for k, v in network.state_dict().items()}
+# Shrunk, they leave so small a residual stream that the eps of every LayerNorm shows.
+FAINT = r".*(attn\.proj|mlp\.fc2|reduction|patch_embed\.(proj|norm))\.\w+"
 
 
 # Backbone ----------------------------------------------------------------------------
@@ -124,7 +93,7 @@ def backbone_case(
     network = Swin(SwinConfig.from_json(config)).eval()
     perturb(network, generator)
     if faint:
-        make_faint(network)
+        shrink(network, [FAINT], 0.01)
     settings = {
         "kind": "backbone",
         "family": "swin",
@@ -541,7 +510,7 @@ def augment_case() -> Case:
 
 
 def all_cases() -> dict[str, Callable[[], Case]]:
-    """Makers of the cases by folder name; every seed stands here."""
+    """Makers of all cases by folder name; here and in modules beside are all seeds."""
     view = {"region_task": False}
     two_sizes = {"student_regions": [9, 9, 4, 4, 1]}
     globals_only = {"local_crops": 0, "student_regions": [9, 9]}
@@ -557,6 +526,9 @@ def all_cases() -> dict[str, Callable[[], Case]]:
             13, swin_config(), [[1, 56, 84], [1, 60, 44]]
         ),
         "backbone-swin-timm": lambda: timm_case(14),
+        **family_cases(),
+        **objective_cases(),
+        **head_cases(),
         "objective-view": lambda: objective_case(21, **view),
         "objective-view-mixup": lambda: objective_case(22, batch=4, **view, mixup=True),
         "objective-view-region": lambda: objective_case(23),

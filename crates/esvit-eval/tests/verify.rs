@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says at which line it failed")]
 
+#[path = "verify/built_in.rs"]
+mod built_in;
 #[path = "verify/igpt.rs"]
 mod igpt;
 #[path = "verify/objectives.rs"]
@@ -107,7 +109,7 @@ enum Tolerance {
 
 /// Runs copies of a case in which one entry of each of some tensors is wrong: exactly those must
 /// fail. `name` is how comparisons are called, without what stands behind the first blank.
-fn tensors_are_compared(case: &str, tensors: &[(&str, Tolerance)]) {
+fn values_are_compared(case: &str, tensors: &[(&str, Tolerance)]) {
     let edited = |edit: &dyn Fn(&mut f32, f64)| {
         let mut case = Case::open(case);
         for (name, tolerance) in tensors {
@@ -142,6 +144,11 @@ fn tensors_are_compared(case: &str, tensors: &[(&str, Tolerance)]) {
         assert_eq!(failing(&off), expected, "{case} {factor}");
     }
     assert_eq!(failing(&edited(&|value, _| *value = f32::NAN)), expected, "{case}");
+}
+
+/// The same, and copies in which a tensor has another length.
+fn tensors_are_compared(case: &str, tensors: &[(&str, Tolerance)]) {
+    values_are_compared(case, tensors);
     for (name, _) in tensors {
         for longer in [false, true] {
             let mut short = Case::open(case);

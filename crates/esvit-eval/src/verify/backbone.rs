@@ -1,13 +1,14 @@
-//! Cases of kind `backbone`: features and attention of a network.
+//! Cases of kind `backbone`: features and attention of a network, and its gradients.
 
 use std::ops::ControlFlow;
 
-use esvit_nn::backbone::BlockOutput;
 use esvit_nn::backbone::vil::VilConfig;
+use esvit_nn::backbone::{BlockOutput, Features};
 use esvit_nn::params::Role;
-use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tensor};
+use esvit_nn::{Backbone, BackboneConfig, ForwardCtx, Params, Tape, Tensor};
 use serde::Deserialize;
 
+use super::checks::Checks;
 use super::{Case, CaseError, Check, Outcome, Result};
 
 const TOLERANCE: f64 = 2e-4;
@@ -88,21 +89,43 @@ pub(super) fn run(case: &Case) -> Result<Outcome> {
     Ok(Outcome::Compared(checks))
 }
 
-/// A pass in training mode: features by the statistics of its images, and the running statistics
-/// after it.
+/// A pass in training mode: features by the statistics of its images, the running statistics
+/// after it and, if the case has some, gradients.
 fn training(case: &Case, network: &dyn Backbone, mut params: Params) -> Result<Vec<Check>> {
+    let tape = Tape::new();
+    let tracked = params.tracked(&tape);
     let ctx = case.training();
-    let features = network.forward(&params, case.load::<4>("train.input")?, &ctx);
+    let features = network.forward(&tracked, case.load::<4>("train.input")?, &ctx);
     params.set_buffers(ctx.into_statistics());
+    let [view, region] = [&features.view, &features.region].map(|part| part.clone().detach());
     let mut checks = vec![
-        case.absolute_error("train.cls", &features.view, TOLERANCE)?,
-        case.absolute_error("train.region", &features.region, TOLERANCE)?,
+        case.absolute_error("train.cls", &view, TOLERANCE)?,
+        case.absolute_error("train.region", &region, TOLERANCE)?,
     ];
+    if case.find("train.grad_out.cls").is_ok() {
+        checks.extend(gradients(case, &tape, &tracked, features)?);
+    }
     for (spec, value) in params.iter().filter(|(spec, _)| spec.role == Role::Buffer) {
         let name = format!("train.after.{}", spec.name);
         checks.push(case.absolute_error(&name, &value, TOLERANCE)?);
     }
     Ok(checks)
+}
+
+/// Compares the gradients of the sum of view and region features, each by the weight that the case gives it.
+fn gradients(case: &Case, tape: &Tape, params: &Params, features: Features) -> Result<Vec<Check>> {
+    let Features { view, region, .. } = features;
+    let of_view = case.shaped("train.grad_out.cls", view.dims::<2>())?;
+    let of_region = case.shaped("train.grad_out.region", region.dims::<3>())?;
+    let loss = (view * of_view).sum() + (region * of_region).sum();
+    let gradients = tape.backward(&loss);
+    let mut checks = Checks::of(case);
+    let specs = params.specs().iter().enumerate();
+    for (index, spec) in specs.filter(|(_, spec)| spec.role == Role::Trained) {
+        let name = format!("train.grad.{}", spec.name);
+        checks.gradient(&name, gradients.of(&params.value(index)))?;
+    }
+    Ok(checks.done())
 }
 
 /// Compares the features of the same parameters and images in several modes.

@@ -3,7 +3,10 @@
 
 mod batch;
 mod densecl;
+mod dinov2;
+mod distill;
 mod igpt;
+mod masked_patch;
 mod queues;
 mod supervised;
 mod swav;
@@ -27,6 +30,9 @@ pub(super) fn run(case: &Case, method: &str) -> Result<Outcome> {
         "densecl" => densecl::run(case)?,
         "igpt" => igpt::run(case)?,
         "supervised" => supervised::run(case)?,
+        "distill" => distill::run(case)?,
+        "dinov2" => dinov2::run(case)?,
+        "masked-patch" => masked_patch::run(case)?,
         _ => return Err(CaseError::Kind(case.kind.clone())),
     };
     Ok(Outcome::Compared(checks.done()))

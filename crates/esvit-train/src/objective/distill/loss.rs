@@ -13,7 +13,7 @@ const EPS: f64 = 1e-6;
 
 /// How rows are compared.
 #[derive(Debug, Clone)]
-pub(super) enum Distance {
+pub enum Distance {
     /// `1 - cos(p, t)`.
     Cosine,
     /// `mean((p - standardized(t))^2)` over channels.
@@ -29,7 +29,7 @@ pub(super) enum Distance {
 
 impl Distance {
     /// The distances `[rows, 1]` of `predicted [rows, C]` to `target [rows, C]`, which gets no gradient.
-    pub(super) fn of_rows(&self, predicted: Tensor, target: Tensor) -> Tensor {
+    pub fn of_rows(&self, predicted: Tensor, target: Tensor) -> Tensor {
         let target = target.detach();
         match self {
             Self::Cosine => {

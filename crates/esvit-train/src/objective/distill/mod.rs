@@ -13,6 +13,7 @@ mod teacher;
 mod views;
 
 pub use config::{DistillConfig, DistillLoss, DistillSettings};
+pub use loss::Distance;
 pub use teacher::{TeacherNetwork, TeacherRecord};
 
 use std::ops::Range;
@@ -23,7 +24,6 @@ use esvit_nn::params::{Params, Scope};
 use esvit_nn::{Collective, Tensor};
 
 use self::cache::FeatureCache;
-use self::loss::Distance;
 use self::prototypes::Prototypes;
 use self::teacher::Attached;
 use self::views::ViewFeatures;
