@@ -22,7 +22,7 @@ use crate::crop_chunks::CropChunks;
 use crate::objective::distill::TeacherNetwork;
 use crate::objective::{Chunking, Objective, ObjectiveConfig, Setup};
 use crate::recipe;
-use tables::{above_zero, at_least_one};
+use tables::{above_zero, at_least_one, at_most};
 
 pub use crate::config_text::ConfigError as TextError;
 pub use other_objective::OtherObjective;
@@ -330,6 +330,7 @@ impl Config {
         check(!every.is_none(), "checkpoint.every", every, need)?;
         at_least_one("checkpoint.keep_last", self.checkpoint.keep_last as u64)?;
         at_least_one("knn.k", self.knn.k as u64)?;
+        at_most("knn.k", self.knn.k, 1_000_000)?;
         at_least_one("knn.max_images", self.knn.max_images as u64)?;
         Ok(above_zero("knn.temperature", self.knn.temperature)?)
     }

@@ -353,6 +353,7 @@ impl DataConfig {
         at_least_one("data.max_pixels", self.max_pixels)?;
         let need = format!("at most {MAX_WORKERS} threads can be started");
         check(self.workers <= MAX_WORKERS, "data.workers", self.workers, need)?;
+        at_most("data.prefetch", self.prefetch, 10_000)?;
         let share = (0.0..=1.0).contains(&self.max_broken);
         check(share, "data.max_broken", self.max_broken, "give a share between 0 and 1")
     }
@@ -441,6 +442,10 @@ impl TrainConfig {
 
 pub(super) fn at_least_one(key: &str, value: u64) -> Result<(), SettingError> {
     check(value > 0, key, value, "it must be at least 1")
+}
+
+pub(super) fn at_most(key: &str, value: usize, most: usize) -> Result<(), SettingError> {
+    check(value <= most, key, value, format!("it must be at most {most}"))
 }
 
 pub(super) fn above_zero(key: &str, value: f64) -> Result<(), SettingError> {

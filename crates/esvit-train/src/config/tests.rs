@@ -411,6 +411,8 @@ fn every_setting_has_its_bounds() {
         ("checkpoint.every=0%", "checkpoint.every=0.1%"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=1"),
         ("knn.k=0", "knn.k=1"),
+        ("knn.k=1000001", "knn.k=1000000"),
+        ("data.prefetch=10001", "data.prefetch=10000"),
         ("objective.student_temp=1e-4", "objective.student_temp=1e-3"),
         ("objective.student_temp=nan", "objective.student_temp=1e3"),
         ("objective.teacher_temp=1001.0", "objective.teacher_temp=1e-3"),

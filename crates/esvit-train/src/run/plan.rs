@@ -194,7 +194,12 @@ pub(super) fn loader(
         levels: data.range.levels(),
         background: data.background.background(),
     };
-    Loader::new(source, config.views.clone(), settings)
+    Loader::new(source, config.views.clone(), settings).map_err(|error| match error {
+        LoaderError::Config(error) if error.key == "repeat" => {
+            LoaderError::Config(error.within("data"))
+        }
+        error => error,
+    })
 }
 
 /// An initialized learner, for images of `classes` classes.

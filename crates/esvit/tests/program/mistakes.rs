@@ -76,6 +76,10 @@ fn settings_that_make_no_sense() {
     refuses(&place, &line("views.local_sizes=95"), &sizes);
     let negative = ["`optim.lr` is -1: it must not be negative"];
     refuses(&place, "pretrain --out new --recipe materials --lr -1", &negative);
+    // How many are too many depends on the images.
+    let many = place.run(&line("data.repeat=1000000000")).expect(1);
+    many.says(&["`data.repeat` is 1000000000: it times the number of images must be at most"]);
+    refuses(&place, &line("knn.k=1000001"), &["`knn.k` is 1000001: it must be at most 1000000"]);
     let nan = ["`optim.lr` on the command line: `NaN` is not a finite number"];
     refuses(&place, "pretrain --out new --recipe materials --lr nan", &nan);
     refuses(&place, "pretrain --out new train.time=5", &["`5` is no time: write `45m`"]);
