@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Adam with decoupled weight decay: betas 0.9 and 0.999, eps 1e-8.
+    /// Adam with decoupled weight decay: eps 1e-8.
     #[serde(alias = "adam_w")]
     AdamW,
     /// SGD with momentum 0.9; weight decay is added to the gradient.
@@ -23,8 +23,8 @@ pub enum OptimizerKind {
     Larc,
 }
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
+/// Those of AdamW in PyTorch.
+pub const BETAS: [f64; 2] = [0.9, 0.999];
 const EPS: f64 = 1e-8;
 /// Decay of the momentum buffer of all optimizers but AdamW.
 pub const MOMENTUM: f64 = 0.9;
@@ -61,6 +61,8 @@ pub struct OptimizerConfig {
     /// Whether the learning rate multiplies what is added to the momentum buffer, as in TensorFlow
     /// and SimCLR, and not the buffer, as in PyTorch. AdamW has no such buffer.
     pub lr_in_momentum: bool,
+    /// Decay of AdamW's running means of gradients and of their squares.
+    pub betas: [f64; 2],
     /// Trust coefficient of LARS and LARC.
     pub trust_coefficient: f64,
 }
@@ -70,7 +72,7 @@ impl From<OptimizerKind> for OptimizerConfig {
     /// biases.
     fn from(kind: OptimizerKind) -> Self {
         let (decayed, trust_coefficient) = (Decayed::Matrices, TRUST);
-        Self { kind, decayed, lr_in_momentum: false, trust_coefficient }
+        Self { kind, decayed, lr_in_momentum: false, betas: BETAS, trust_coefficient }
     }
 }
 
@@ -82,7 +84,7 @@ impl OptimizerConfig {
 
     fn rule(&self) -> UpdateRule {
         match self.kind {
-            OptimizerKind::AdamW => UpdateRule::AdamW { betas: [BETA1, BETA2], eps: EPS },
+            OptimizerKind::AdamW => UpdateRule::AdamW { betas: self.betas, eps: EPS },
             OptimizerKind::Sgd | OptimizerKind::Lars | OptimizerKind::Larc => {
                 UpdateRule::Sgd { momentum: MOMENTUM, lr_in_momentum: self.lr_in_momentum }
             }
@@ -286,6 +288,7 @@ mod tests {
                 }
             }
         }
+        configs.push(OptimizerConfig { betas: [0.8, 0.95], ..AdamW.into() });
         configs
     }
 
@@ -346,12 +349,13 @@ mod tests {
             let [first, second] = &mut self.moments;
             if config.kind == OptimizerKind::AdamW {
                 let correction = |beta: f64| 1.0 - beta.powi(self.updates as i32);
+                let [beta1, beta2] = config.betas;
                 for (i, gradient) in gradient.iter().enumerate() {
                     self.value[i] *= 1.0 - lr * decay;
-                    first[i] = 0.9 * first[i] + 0.1 * gradient;
-                    second[i] = 0.999 * second[i] + 0.001 * gradient * gradient;
-                    let root = second[i].sqrt() / correction(0.999).sqrt() + 1e-8;
-                    self.value[i] -= lr / correction(0.9) * first[i] / root;
+                    first[i] = beta1 * first[i] + (1.0 - beta1) * gradient;
+                    second[i] = beta2 * second[i] + (1.0 - beta2) * gradient * gradient;
+                    let root = second[i].sqrt() / correction(beta2).sqrt() + 1e-8;
+                    self.value[i] -= lr / correction(beta1) * first[i] / root;
                 }
             } else {
                 let steps = gradient.iter().zip(&self.value);

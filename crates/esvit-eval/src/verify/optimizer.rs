@@ -92,7 +92,7 @@ fn optimizer(variant: &str, trust_coefficient: f64) -> Result<OptimizerConfig> {
         "lars-openselfsup" => (Larc, true, Decayed::Matrices),
         other => return Err(CaseError::Settings(format!("`variants` has `{other}`"))),
     };
-    Ok(OptimizerConfig { kind, decayed, lr_in_momentum, trust_coefficient })
+    Ok(OptimizerConfig { decayed, lr_in_momentum, trust_coefficient, ..kind.into() })
 }
 
 /// The parameters after all steps.

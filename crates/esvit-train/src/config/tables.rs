@@ -13,7 +13,7 @@ use toml::Table;
 
 use crate::config_text::{ConfigError, Layer, Origin, auto_word, none_word};
 use crate::objective::read;
-use crate::optim::{ClipScope, Decayed, OptimizerConfig, OptimizerKind};
+use crate::optim::{BETAS, ClipScope, Decayed, OptimizerConfig, OptimizerKind};
 use crate::schedule::{CosineSchedule, LrScaling, LrSchedule, LrScheduleKind};
 use crate::span::{RunLength, Span, Time};
 
@@ -162,6 +162,8 @@ settings! {
         /// Whether the learning rate multiplies gradients as momentum adds them up, as in
         /// TensorFlow and SimCLR, and not their sum, as in PyTorch. Not for `adamw`.
         pub lr_in_momentum: bool = false,
+        /// Decay of the running means of gradients and of their squares. For `adamw` alone.
+        pub betas: [f64; 2] = BETAS,
         /// Learning rate at the end of the warm-up for a global batch of 256.
         pub lr: f64 = 5e-4,
         /// How the learning rate grows with the global batch: `linear`, or `sqrt`, with its square
@@ -373,8 +375,8 @@ impl ModelConfig {
 impl OptimConfig {
     /// The optimizer, learning rate and weight decay apart.
     pub fn optimizer(&self) -> OptimizerConfig {
-        let Self { decay: decayed, lr_in_momentum, .. } = *self;
-        OptimizerConfig { decayed, lr_in_momentum, ..self.name.into() }
+        let Self { decay: decayed, lr_in_momentum, betas, .. } = *self;
+        OptimizerConfig { decayed, lr_in_momentum, betas, ..self.name.into() }
     }
 
     /// The learning rate over a run with steps of `batch` images.
@@ -413,6 +415,11 @@ impl OptimConfig {
                     hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`, `lars` or \
                     `larc`";
         check(has_buffer || !self.lr_in_momentum, "optim.lr_in_momentum", true, need)?;
+        let (betas, need) = (format!("{:?}", self.betas), "both must be at least 0 and below 1");
+        let are_shares = self.betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        check(are_shares, "optim.betas", &betas, need)?;
+        let need = "`adamw` alone has them\nhint: leave it out, or choose `optim.name=adamw`";
+        check(!has_buffer || self.betas == BETAS, "optim.betas", &betas, need)?;
         let (decay, need) = (self.layer_decay, "it must be above 0 and at most 1");
         check(0.0 < decay && decay <= 1.0, "optim.layer_decay", decay, need)
     }

@@ -426,6 +426,8 @@ fn every_setting_has_its_bounds() {
         ("model.drop_path=-0.1", "model.drop_path=0.0"),
         ("model.drop_path=1.0", "model.drop_path=0.99"),
         ("optim.lr=-1.0", "optim.lr=0.0"),
+        ("optim.betas=[0.9,1.0]", "optim.betas=[0.0,0.99]"),
+        ("optim.betas=[-0.1,0.5]", "optim.betas=[0.1,0.5]"),
         ("optim.lr=inf", "optim.lr=10.0"),
         ("optim.min_lr=-1.0", "optim.min_lr=0.0"),
         ("optim.warmup_lr=-1.0", "optim.warmup_lr=0.0"),
@@ -708,6 +710,7 @@ fn recipes_of_igpt() {
     let rate = config.optim.lr * 128.0 / LR_BATCH;
     assert!((rate - 3e-3).abs() < 1e-12, "{rate}");
     assert_eq!((config.optim.weight_decay, config.optim.clip_grad), (0.0, None));
+    assert_eq!(config.optim.betas, [0.9, 0.95]);
     let small = recipe("igpt_materials");
     assert_eq!(small.model.backbone, zoo::find("igpt_micro").unwrap().config());
     assert_eq!((small.views.sizes(), small.views.global_scale), (vec![32], [0.4, 1.0]));
@@ -893,6 +896,11 @@ fn settings_that_do_not_go_together_are_refused() {
             "`optim.warmup_epochs` is the former name of `optim.warmup`",
         ),
         (
+            ["optim.name=sgd", "optim.betas=[0.8,0.9]"],
+            ["optim.name=adamw", "optim.betas=[0.8,0.9]"],
+            "hint: leave it out, or choose `optim.name=adamw`",
+        ),
+        (
             ["optim.name=adamw", "optim.lr_in_momentum=true"],
             ["optim.name=larc", "optim.lr_in_momentum=true"],
             "hint: set `optim.lr_in_momentum=false`, or choose `optim.name=sgd`, `lars` or `larc`",
@@ -968,6 +976,7 @@ fn defaults_are_the_published_settings() {
     let optim = OptimConfig {
         name: OptimizerKind::AdamW,
         lr_in_momentum: false,
+        betas: [0.9, 0.999],
         lr: 5e-4,
         lr_scaling: LrScaling::Linear,
         min_lr: 1e-6,

@@ -353,6 +353,7 @@ mod tests {
             optim: OptimConfig {
                 name: OptimizerKind::Lars,
                 lr_in_momentum: true,
+                betas: [0.8, 0.95],
                 lr: 0.64,
                 lr_scaling: LrScaling::Sqrt,
                 min_lr: 1e-3,
@@ -676,6 +677,7 @@ mod tests {
                 kind: OptimizerKind::Lars,
                 decayed: Decayed::All,
                 lr_in_momentum: true,
+                betas: [0.8, 0.95],
                 trust_coefficient: 0.001,
             };
             assert_eq!(learner.optimizer.config(), &expected);
