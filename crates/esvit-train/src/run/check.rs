@@ -6,12 +6,30 @@ use esvit_data::Source;
 use esvit_nn::Solo;
 
 use super::settle::settled;
-use super::{RunError, plan, start};
+use super::{RunError, Start, plan, start};
 use crate::Learner;
 use crate::checkpoint::{self, Metadata};
 use crate::config::Config;
 use crate::objective::ObjectiveConfig;
 use crate::objective::igpt::palette;
+
+/// Checks that a run can begin: that its images are what it learns from, and the weights or the state that it begins
+/// with fit its network. What resumes a run is not looked at.
+///
+/// # Errors
+/// As the run's start.
+pub fn check_start(config: &Config, source: &dyn Source, start: &Start) -> Result<(), RunError> {
+    check_images(config, source)?;
+    match start {
+        Start::InitFrom { path, key } => check_weights(config, source, (path, key.as_deref())),
+        Start::ContinueFrom(path) => {
+            let mut learner = learner(config, source)?;
+            start::from_file(path, |file| file.continue_from(&mut learner))?;
+            Ok(())
+        }
+        Start::New | Start::Resume => Ok(()),
+    }
+}
 
 /// Checks that the images have the labels that a run learns from, and that its palette can be read.
 ///

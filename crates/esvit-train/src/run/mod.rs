@@ -24,7 +24,7 @@ use esvit_data::{BrokenImage, LoaderError, Source};
 use esvit_nn::device::DeviceError;
 use esvit_nn::{Collective, Network, Params};
 
-pub use check::{check_continued, check_images, check_weights};
+pub use check::{check_continued, check_images, check_start, check_weights};
 pub use figures::Figures;
 pub use folder::{FolderError, RunFolder};
 pub use images::ImageSet;

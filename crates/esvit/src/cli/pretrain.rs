@@ -23,7 +23,7 @@ use esvit_train::checkpoint::{Checkpoint, CheckpointError, Measure};
 use esvit_train::objective::ObjectiveConfig;
 use esvit_train::run::{
     Costs, End, Event, KnnAccuracy, Observer, Options, Outcome, Retrieval, RunError, RunFolder,
-    Start, check_overwrite,
+    Start, check_overwrite, check_start,
 };
 use serde_json::json;
 
@@ -180,6 +180,7 @@ impl How {
             let plan = match found {
                 Some((source, task)) => {
                     let prepared = Prepared { config: config.clone(), source, task, costs: None };
+                    check_start(&prepared.config, &*prepared.source, &start)?;
                     Some(prepared.upcoming(out, &start, is_chosen).show(output)?)
                 }
                 None => None,
@@ -358,6 +359,8 @@ impl Prepared {
         is_chosen: bool,
         output: &Output,
     ) -> Result<()> {
+        // What would end it is not waited for.
+        check_start(&self.config, &*self.source, start)?;
         self.costs = self.upcoming(out, start, is_chosen).announce(output)?;
         Ok(())
     }

@@ -8,6 +8,21 @@ use esvit_train::config_text::Origin;
 use crate::images::labeled;
 use crate::place::{Place, TINY, metadata};
 
+/// Weights and states that do not fit are told of before anything is timed, by a dry run, too.
+#[test]
+fn what_does_not_fit_is_not_waited_for() {
+    let place = Place::with_a_run();
+    let wider = format!("pretrain --out new {TINY} model.embed_dim=32");
+    for from in ["--init-from run", "--continue-from run"] {
+        for more in ["", " --dry-run"] {
+            let ended = place.run(&format!("{wider} {from}{more}")).expect(1);
+            let ended = ended.says(&["cannot start from `", "`patch_embed.proj.weight`"]);
+            assert!(!ended.stderr.contains("timing"), "{ended}");
+        }
+    }
+    assert!(!place.path("new").exists());
+}
+
 #[test]
 fn a_run_from_nothing_leaves_a_whole_folder() {
     let place = Place::new();
