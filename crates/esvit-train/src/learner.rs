@@ -14,8 +14,8 @@ use esvit_nn::{
 
 use crate::crop_chunks::CropChunks;
 use crate::objective::{
-    BatchStatistics, EmaTiming, Health, Loss, MicroBatch, Objective, Pass, StepInfo, Teacher,
-    Views, of_views,
+    BatchStatistics, EmaTiming, FEATURE_STD, Health, Loss, MicroBatch, Objective, Pass, StepInfo,
+    Teacher, Views, feature_std, of_views,
 };
 use crate::optim::{self, ClipScope, Optimizer, OptimizerConfig, UpdateSettings};
 use crate::span::Span;
@@ -105,6 +105,18 @@ pub struct Gradients {
     pub(crate) held: Vec<MicroBatch>,
     /// A teacher that follows before the forward pass, as it was.
     teacher_before: Option<Params>,
+    /// Images of which the spread of features is measured, if health is asked for.
+    probe: Option<Tensor>,
+}
+
+/// Images at most of which the spread of features is measured, and at least.
+const PROBED: [usize; 2] = [16, 4];
+
+/// The first images of a micro-batch in their first view, unless there are too few.
+fn probe(batch: &MicroBatch) -> Option<Tensor> {
+    let [most, least] = PROBED;
+    let images = batch.images().min(most);
+    (images >= least).then(|| batch.views[0].clone().narrow(0, 0, images))
 }
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
@@ -272,10 +284,25 @@ impl Learner {
             params.set_buffers(teacher);
         }
         self.objective.commit(at, &*self.collective);
+        let health = self.objective.health().map(|health| match gradients.probe {
+            Some(images) => self.with_feature_std(health, images),
+            None => health,
+        });
         buffer::end_step();
         let names = gradients.losses.0.iter().skip(1).map(|part| part.0);
         let parts = names.zip(scalars).collect();
-        Ok(StepResult { loss, parts, grad_norm, health: self.objective.health() })
+        Ok(StepResult { loss, parts, grad_norm, health })
+    }
+
+    /// Health with the spread of the features that are evaluated, of these images, unless the objective says it.
+    /// Behind a head with batch normalization, embeddings spread even where features do not.
+    fn with_feature_std(&self, mut health: Health, images: Tensor) -> Health {
+        if health.signal(FEATURE_STD).is_none() {
+            let ctx = ForwardCtx::eval().with_precision(self.settings.precision);
+            let features = self.network.backbone().forward(self.evaluated(), images, &ctx);
+            health.add_feature_std(feature_std(features.view));
+        }
+        health
     }
 
     /// Gradients of the mean loss of `micro_batches`. The objective notes what it will commit.
@@ -327,6 +354,7 @@ impl Learner {
             // how many there are.
             next: self.collective.rank() * micro_batches,
             teacher_before,
+            probe: None,
         }
     }
 
@@ -366,6 +394,9 @@ impl Learner {
     ) -> bool {
         let index = sum.next;
         sum.next += 1;
+        if at.health && sum.probe.is_none() {
+            sum.probe = probe(batch);
+        }
         if sum.own > 1 && self.objective.compares_images() {
             return self.add_compared(sum, batch, at, stop);
         }

@@ -96,7 +96,8 @@ fn entropy(run: &Run) -> Chart {
 
 fn feature_std(run: &Run) -> Chart {
     let one = line(run, "all directions", |line| line.get("feature_std").map(|_| 1.0));
-    let series = vec![signal(run, "teacher", "feature_std"), Series { reference: true, ..one }];
+    let whose = if run.evaluates_teacher() { "teacher" } else { "network" };
+    let series = vec![signal(run, whose, "feature_std"), Series { reference: true, ..one }];
     chart("Feature std", "0 if all are equal", Scale::FromZero, series)
 }
 

@@ -1,6 +1,6 @@
 //! Problems of a run that put its metrics in doubt.
 
-use esvit_train::objective::{Collapse, CollapseDetector};
+use esvit_train::objective::{Collapse, CollapseDetector, collapse as collapse_of};
 
 use super::run::Run;
 
@@ -56,7 +56,7 @@ fn not_finite(run: &Run) -> Option<String> {
 
 fn collapse(run: &Run) -> Option<String> {
     let settings = run.config.as_ref()?.objective.settings();
-    let looks = run.metrics.steps.iter().map(|line| settings.collapse(&|name| line.get(name)));
+    let looks = run.metrics.steps.iter().map(|line| collapse_of(settings, &|name| line.get(name)));
     let looks: Vec<Option<Collapse>> = looks.collect();
     // What the run itself has warned of last.
     let mut watch = CollapseDetector::default();

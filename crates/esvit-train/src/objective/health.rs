@@ -4,6 +4,8 @@ use std::path::Path;
 
 use esvit_nn::{Tensor, ops};
 
+use super::ObjectiveSettings;
+
 /// Statistics of the networks on one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Health {
@@ -18,6 +20,35 @@ impl Health {
     pub fn signal(&self, name: &str) -> Option<f64> {
         self.signals.iter().find(|signal| signal.0 == name).map(|signal| signal.1)
     }
+
+    /// Adds the spread of features.
+    pub(crate) fn add_feature_std(&mut self, std: f64) {
+        self.signals.push((FEATURE_STD, std));
+        self.summary.push_str(&format!(", feature std {std:.2}"));
+    }
+}
+
+/// [`feature_std`] of the features of the network that is evaluated, without dropped branches.
+pub const FEATURE_STD: &str = "feature_std";
+
+/// Features whose spread is below this share of that of directions by chance count as equal.
+const LEAST_FEATURE_STD: f64 = 0.01;
+
+/// One feature for every image.
+pub const FEATURES: Collapse = Collapse {
+    kind: "features",
+    advice: "the features have collapsed: they are the same for every image\n\
+             hint: lower `optim.lr`, lengthen `optim.warmup`, and see with `esvit data preview` that the \
+             images differ",
+};
+
+/// How the networks with these signals have collapsed, as the objective sees it, or else by their features.
+pub fn collapse(
+    settings: &dyn ObjectiveSettings,
+    signal: &dyn Fn(&str) -> Option<f64>,
+) -> Option<Collapse> {
+    let are_equal = || signal(FEATURE_STD).is_some_and(|std| std < LEAST_FEATURE_STD);
+    settings.collapse(signal).or_else(|| are_equal().then_some(FEATURES))
 }
 
 /// Standard deviation over the rows of features `[rows, C]`, scaled to unit length, times the root of
@@ -95,7 +126,22 @@ impl CollapseDetector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objective::ObjectiveConfig;
     use crate::objective::esvit::{CONSTANT, UNIFORM};
+
+    /// Whatever the objective: heads may spread what features do not.
+    #[test]
+    fn equal_features_are_a_collapse() {
+        for name in ObjectiveConfig::NAMES {
+            let config = ObjectiveConfig::named(name).unwrap();
+            let look = |std: f64| {
+                collapse(config.settings(), &|signal| (signal == FEATURE_STD).then_some(std))
+            };
+            assert_eq!(look(0.0099), Some(FEATURES), "{name}");
+            assert_eq!([look(0.0101), look(1.0)], [None; 2], "{name}");
+            assert_eq!(collapse(config.settings(), &|_| None), None, "{name}");
+        }
+    }
 
     #[test]
     fn crops_are_those_of_the_run() {

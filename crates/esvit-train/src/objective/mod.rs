@@ -45,7 +45,9 @@ use crate::span::{RunLength, Span};
 
 pub(crate) use config::read;
 pub use config::{HeadMemory, ObjectiveConfig, ObjectiveSettings, Setup};
-pub use health::{Collapse, CollapseDetector, Health, UNSTABLE, feature_std};
+pub use health::{
+    Collapse, CollapseDetector, FEATURE_STD, FEATURES, Health, UNSTABLE, collapse, feature_std,
+};
 
 /// Number of global views, which come first.
 pub const GLOBAL_VIEWS: usize = 2;

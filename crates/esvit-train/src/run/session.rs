@@ -32,7 +32,7 @@ use crate::config::Config;
 use crate::input::network_input;
 use crate::learner::{NotFinite, StepResult};
 use crate::objective::igpt::palette;
-use crate::objective::{CollapseDetector, MicroBatch, ObjectiveConfig, StepInfo};
+use crate::objective::{CollapseDetector, MicroBatch, ObjectiveConfig, StepInfo, collapse};
 use crate::span::RunLength;
 use esvit_files::write_atomically;
 
@@ -320,7 +320,7 @@ impl<'a> Session<'a> {
         self.observer.notice(&Event::Figures(&figures));
         if let Some(health) = &result.health {
             let settings = self.config.objective.settings();
-            let collapse = settings.collapse(&|name| health.signal(name));
+            let collapse = collapse(settings, &|name| health.signal(name));
             if let Some(collapse) = self.collapse.look(collapse) {
                 let advice = collapse.advice_for(self.folder.path());
                 self.warn(&format!("step {}: {advice}", figures.step))?;

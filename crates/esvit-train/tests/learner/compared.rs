@@ -11,7 +11,9 @@ use esvit_train::objective::mocov2::MocoV2Config;
 use esvit_train::objective::mocov3::MocoV3Config;
 use esvit_train::objective::simclr::SimClrConfig;
 use esvit_train::objective::swav::SwavConfig;
-use esvit_train::objective::{Chunking, EmaTiming, ObjectiveConfig, Teacher};
+use esvit_train::objective::{
+    Chunking, EmaTiming, FEATURE_STD, ObjectiveConfig, Teacher, feature_std,
+};
 
 use super::collective::{apart, together};
 use super::*;
@@ -531,4 +533,24 @@ fn a_learner_begins_from_both_networks_of_an_official_checkpoint() {
     let [of_student, followed] =
         [&begun.student, teacher_of(&trained)].map(|params| params.value(at).to_vec::<f32>());
     assert_eq!(of_student, followed);
+}
+
+/// The spread of what is evaluated is a sign of health, unless there are too few images to tell.
+#[test]
+fn spread_of_features() {
+    for make in [mocov2, mocov3, moby, simclr, byol, swav, densecl] {
+        let mut learner = make();
+        let at = StepInfo { health: true, ..STEP };
+        let spread = |learner: &mut Learner, images: usize| {
+            let batch = MicroBatch::unlabeled(crops(images));
+            learner.step([batch], &at).unwrap().health.unwrap().signal(FEATURE_STD)
+        };
+        let found = spread(&mut learner, 4).unwrap();
+        let ctx = ForwardCtx::eval();
+        let backbone = learner.network.backbone();
+        let features = backbone.forward(learner.evaluated(), crops(4)[0].clone(), &ctx);
+        let expected = feature_std(features.view);
+        assert!((found - expected).abs() < 1e-6 && found > 0.0, "{found} {expected}");
+        assert_eq!(spread(&mut learner, 3), None);
+    }
 }
