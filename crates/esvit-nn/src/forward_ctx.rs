@@ -229,6 +229,9 @@ mod tests {
         let dropped: Vec<usize> = (0..16).filter(|&image| scales[image] == 0.0).collect();
         // By Philox 4x64-10 written in another language.
         assert_eq!(dropped, [2, 7, 9, 12, 13, 14, 15]);
+        // Others make up for them.
+        let kept = (0..16).filter(|image| !dropped.contains(image));
+        kept.for_each(|image| assert_eq!(scales[image], 4.0 / 3.0));
     }
 
     /// Layers draw by seed, step and layer, however a step is cut into passes; a teacher draws nothing.

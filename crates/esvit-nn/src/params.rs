@@ -460,6 +460,22 @@ mod tests {
         assert!(largest <= 2.0 && largest > 1.99, "{largest}");
     }
 
+    /// What the optimizer does not update keeps its place.
+    #[test]
+    fn other_tensors_in_place_of_those_that_learn() {
+        let mut registry = Registry::default();
+        let mut root = registry.root();
+        root.param("a", &[1], Init::Zeros);
+        root.register("fixed", &[1], Init::Ones, Role::Frozen);
+        root.register("running", &[1], Init::Ones, Role::Buffer);
+        root.param("b", &[1], Init::Zeros);
+        let params = Params::init(&registry.finish(), 0, &Device::Cpu);
+        let others = [5f32, 7.0].map(|value| Tensor::full(value, [1], &Device::Cpu));
+        let found = params.with_trained(others.into());
+        let found: Vec<f32> = found.iter().map(|(_, value)| value.item()).collect();
+        assert_eq!(found, [5.0, 1.0, 1.0, 7.0]);
+    }
+
     #[test]
     fn starting_values_depend_on_seed_and_name() {
         let init = Init::Uniform(1.0);

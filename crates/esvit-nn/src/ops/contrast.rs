@@ -125,22 +125,23 @@ mod tests {
         Tensor::new(values.collect(), [count, width], &Device::Cpu)
     }
 
-    /// However many rows are at hand at a time, loss and gradient are the same.
+    /// However many rows are at hand at a time, loss and gradient are the same; that of a multiple is the multiple.
     #[test]
     fn rows_at_a_time() {
-        let of = |at_a_time: usize| {
+        let of = |at_a_time: usize, factor: f64| {
             let tape = Tape::new();
             let queries = tape.watch(rows(7, 3, 1));
             let operation = InfoNce { temperature: 0.3, at_a_time };
             let loss = apply(operation, [queries.clone(), rows(7, 3, 2), rows(5, 3, 3)]);
-            let gradient = tape.backward(&(loss.clone() * 2.0)).of(&queries);
+            let gradient = tape.backward(&(loss.clone() * factor)).of(&queries);
             let gradient = gradient.map(|gradient| gradient.to_vec::<f32>()).unwrap_or_default();
-            [loss.to_vec::<f32>(), gradient].concat()
+            let once = gradient.iter().map(|value| value / factor as f32).collect();
+            [loss.to_vec::<f32>(), once].concat()
         };
-        let expected = of(7);
+        let expected = of(7, 1.0);
         assert_eq!(expected.len(), 1 + 7 * 3);
         for at_a_time in [1, 3, 100] {
-            for (found, expected) in of(at_a_time).iter().zip(&expected) {
+            for (found, expected) in of(at_a_time, 2.0).iter().zip(&expected) {
                 assert!((found - expected).abs() < 1e-6, "{at_a_time}: {found} {expected}");
             }
         }

@@ -250,6 +250,7 @@ mod tests {
                                patch",
             ),
             ("l1_l3_l3", "stage 2, `l3`: `l` is the number of the stage, 2"),
+            ("l1_l1_l3", "stage 2, `l1`: `l` is the number of the stage, 2"),
             ("l1,s2_l2_l3", "stage 1, `s2`: `s` is 1 for sparse attention, 0 for full"),
             ("l1_l2,a7_l3", "stage 2, `a7`: `a` is 1 for absolute positions, 0 for relative ones"),
             ("l1,r2_l2_l3", "stage 1, `r2`: `r` is 1 for a branch of pooled windows, 0 for none"),
