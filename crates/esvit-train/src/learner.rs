@@ -105,19 +105,12 @@ pub struct Gradients {
     pub(crate) held: Vec<MicroBatch>,
     /// A teacher that follows before the forward pass, as it was.
     teacher_before: Option<Params>,
-    /// Images of which the spread of features is measured, if health is asked for.
-    probe: Option<Tensor>,
+    /// The first images of the step in their first view, if health is asked for.
+    probe: Vec<Tensor>,
 }
 
 /// Images at most of which the spread of features is measured, and at least.
 const PROBED: [usize; 2] = [16, 4];
-
-/// The first images of a micro-batch in their first view, unless there are too few.
-fn probe(batch: &MicroBatch) -> Option<Tensor> {
-    let [most, least] = PROBED;
-    let images = batch.images().min(most);
-    (images >= least).then(|| batch.views[0].clone().narrow(0, 0, images))
-}
 
 /// Sums over micro-batches: the total and its parts, each `[1]`.
 #[derive(Debug, Default)]
@@ -284,20 +277,20 @@ impl Learner {
             params.set_buffers(teacher);
         }
         self.objective.commit(at, &*self.collective);
-        let health = self.objective.health().map(|health| match gradients.probe {
-            Some(images) => self.with_feature_std(health, images),
-            None => health,
-        });
+        let health =
+            self.objective.health().map(|health| self.with_feature_std(health, gradients.probe));
         buffer::end_step();
         let names = gradients.losses.0.iter().skip(1).map(|part| part.0);
         let parts = names.zip(scalars).collect();
         Ok(StepResult { loss, parts, grad_norm, health })
     }
 
-    /// Health with the spread of the features that are evaluated, of these images, unless the objective says it.
-    /// Behind a head with batch normalization, embeddings spread even where features do not.
-    fn with_feature_std(&self, mut health: Health, images: Tensor) -> Health {
-        if health.signal(FEATURE_STD).is_none() {
+    /// Health with the spread of the features that are evaluated, of these images, unless the objective says it or
+    /// they are too few. Behind a head with batch normalization, embeddings spread even where features do not.
+    fn with_feature_std(&self, mut health: Health, images: Vec<Tensor>) -> Health {
+        let count: usize = images.iter().map(|images| images.shape()[0]).sum();
+        if count >= PROBED[1] && health.signal(FEATURE_STD).is_none() {
+            let images = Tensor::cat(images, 0);
             let ctx = ForwardCtx::eval().with_precision(self.settings.precision);
             let features = self.network.backbone().forward(self.evaluated(), images, &ctx);
             health.add_feature_std(feature_std(features.view));
@@ -354,7 +347,7 @@ impl Learner {
             // how many there are.
             next: self.collective.rank() * micro_batches,
             teacher_before,
-            probe: None,
+            probe: Vec::new(),
         }
     }
 
@@ -394,8 +387,11 @@ impl Learner {
     ) -> bool {
         let index = sum.next;
         sum.next += 1;
-        if at.health && sum.probe.is_none() {
-            sum.probe = probe(batch);
+        if at.health {
+            let probed: usize = sum.probe.iter().map(|images| images.shape()[0]).sum();
+            let more = batch.images().min(PROBED[0] - probed);
+            let first = batch.views.first().filter(|_| more > 0);
+            sum.probe.extend(first.map(|view| view.clone().narrow(0, 0, more)));
         }
         if sum.own > 1 && self.objective.compares_images() {
             return self.add_compared(sum, batch, at, stop);

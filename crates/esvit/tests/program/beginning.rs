@@ -16,7 +16,10 @@ fn what_does_not_fit_is_not_waited_for() {
     for from in ["--init-from run", "--continue-from run"] {
         for more in ["", " --dry-run"] {
             let ended = place.run(&format!("{wider} {from}{more}")).expect(1);
-            let ended = ended.says(&["cannot start from `", "`patch_embed.proj.weight`"]);
+            let ended = ended.says(&[
+                "cannot start from `",
+                "patch_embed.proj.weight` is [16, 3, 4, 4], the network has [32, 3, 4, 4]",
+            ]);
             assert!(!ended.stderr.contains("timing"), "{ended}");
         }
     }

@@ -148,20 +148,39 @@ impl Strided {
         expanded
     }
 
-    /// Places of the values, row-major.
-    fn places(self) -> impl Iterator<Item = usize> {
-        let (width, step) = match self.shape.len() {
+    /// Number of values along the last axis, and their distance.
+    fn row(&self) -> (usize, isize) {
+        match self.shape.len() {
             0 => (1, 0),
             rank => (self.shape[rank - 1], self.strides[rank - 1]),
-        };
-        (0..self.shape.numel() / width.max(1)).flat_map(move |row| {
+        }
+    }
+
+    /// Places at which rows along the last axis begin, row-major.
+    fn rows(self) -> impl Iterator<Item = isize> {
+        let (width, _) = self.row();
+        (0..self.shape.numel() / width.max(1)).map(move |row| {
             let (mut rest, mut first) = (row, self.start);
             for axis in (0..self.shape.len().saturating_sub(1)).rev() {
                 first += (rest % self.shape[axis]) as isize * self.strides[axis];
                 rest /= self.shape[axis];
             }
+            first
+        })
+    }
+
+    /// Places of the values, row-major.
+    fn places(self) -> impl Iterator<Item = usize> {
+        let (width, step) = self.row();
+        self.rows().flat_map(move |first| {
             (0..width as isize).map(move |column| (first + column * step) as usize)
         })
+    }
+
+    /// Whether rows along the last axis are runs of the values in memory, of this length.
+    fn runs(&self) -> Option<usize> {
+        let (width, step) = self.row();
+        (step == 1 && width > 1).then_some(width)
     }
 
     /// Whether the values are a run of those in memory.
@@ -173,8 +192,16 @@ impl Strided {
     fn transposed(self, y: &Tensor) -> Tensor {
         fn add<T: Real, A: Real>(strided: Strided, y: &[T]) -> Vec<A> {
             let mut sums = vec![A::zero(); strided.from.numel()];
-            for (place, value) in strided.places().zip(y) {
-                sums[place] += A::from_f64(value.into_f64());
+            let Some(width) = strided.runs() else {
+                for (place, value) in strided.places().zip(y) {
+                    sums[place] += A::from_f64(value.into_f64());
+                }
+                return sums;
+            };
+            for (first, row) in strided.rows().zip(y.chunks_exact(width)) {
+                for (sum, value) in sums[first as usize..][..width].iter_mut().zip(row) {
+                    *sum += A::from_f64(value.into_f64());
+                }
             }
             sums
         }
@@ -232,7 +259,13 @@ impl Operation for Strided {
         } else {
             with_real!(x, T => {
                 let (x, mut y) = (x.values::<T>(), T::uninit(self.shape.numel()));
-                y.iter_mut().zip(self.places()).for_each(|(y, place)| *y = x[place]);
+                match self.runs() {
+                    Some(width) => {
+                        let rows = y.chunks_exact_mut(width).zip(self.rows());
+                        rows.for_each(|(y, first)| y.copy_from_slice(&x[first as usize..][..width]));
+                    }
+                    None => y.iter_mut().zip(self.places()).for_each(|(y, place)| *y = x[place]),
+                }
                 made(y, self.shape, &inputs[0])
             })
         };
