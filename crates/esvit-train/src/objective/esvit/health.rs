@@ -27,9 +27,6 @@ const MAX_ENTROPY: &str = "max_entropy";
 const ROWS: &str = "rows";
 /// Norm of the center of the view logits.
 const CENTER_NORM: &str = "center_norm";
-/// Standard deviation of the L2-normalized view features over the batch, times the root of their
-/// width: 1 for features in all directions, 0 for identical ones.
-const FEATURE_STD: &str = "feature_std";
 
 /// Uniform over prototypes, for every image.
 pub const UNIFORM: Collapse = Collapse {
@@ -87,9 +84,7 @@ pub fn examine(teacher: &Predictions, centers: &Centers, temperature: f64) -> He
         summary: format!("teacher entropy {entropy:.2} of {most:.2}, center {center_norm:.2}"),
     };
     if rows > GLOBAL_VIEWS {
-        let feature_std = (scalar(variance) * width as f64).sqrt();
-        health.signals.push((FEATURE_STD, feature_std));
-        health.summary.push_str(&format!(", feature std {feature_std:.2}"));
+        health.add_feature_std((scalar(variance) * width as f64).sqrt());
     }
     health
 }
@@ -107,7 +102,7 @@ fn scalar(tensor: Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objective::{CollapseDetector, UNSTABLE};
+    use crate::objective::{CollapseDetector, FEATURE_STD, UNSTABLE};
     use esvit_nn::Device;
     use esvit_nn::ops::PrototypeLogits;
 
