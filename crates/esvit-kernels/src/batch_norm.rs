@@ -9,6 +9,7 @@ use crate::TASK_VALUES;
 use crate::element::Element;
 use crate::elementwise::{add, scale, update};
 use crate::reduce::sum_in_order;
+use crate::simd::dispatch;
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -216,15 +217,50 @@ impl Normalization {
     }
 }
 
-/// Sets the gradients of values that ReLU has made 0, of `y = relu(..)`, to 0.
-///
-/// # Panics
-/// When lengths do not match.
-pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
-    assert_eq!(y.len(), dy.len(), "gradients");
-    dy.par_chunks_mut(TASK_VALUES).zip(y.par_chunks(TASK_VALUES)).for_each(|(dy, y)| {
-        update(dy, [y], |dy, [y]| if y > 0.0 { dy } else { 0.0 });
-    });
+/// Which values ReLU has let through, a bit for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReluMask {
+    bits: Vec<u8>,
+    len: usize,
+}
+
+impl ReluMask {
+    /// That of `y = relu(..)`: the values above 0.
+    pub fn of(y: &[f32]) -> Self {
+        let mut bits = vec![0; y.len().div_ceil(8)];
+        let tasks = bits.par_chunks_mut(TASK_VALUES / 8).zip(y.par_chunks(TASK_VALUES));
+        tasks.for_each(|(bits, y)| set_bits(bits, y));
+        Self { bits, len: y.len() }
+    }
+
+    /// Makes the gradient of what went into ReLU of that of its result.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn backward(&self, dy: &mut [f32]) {
+        assert_eq!(self.len, dy.len(), "gradients");
+        let tasks = dy.par_chunks_mut(TASK_VALUES).zip(self.bits.par_chunks(TASK_VALUES / 8));
+        tasks.for_each(|(dy, bits)| clear_without_bit(dy, bits));
+    }
+}
+
+dispatch! {
+    /// Bit `i % 8` of byte `i / 8` says whether value `i` is above 0.
+    fn set_bits(bits: &mut [u8], values: &[f32]) {
+        for (bits, values) in bits.iter_mut().zip(values.chunks(8)) {
+            let places = values.iter().enumerate();
+            *bits = places.fold(0, |bits, (at, value)| bits | u8::from(*value > 0.0) << at);
+        }
+    }
+
+    /// Sets values to 0 whose bit is not set.
+    fn clear_without_bit(values: &mut [f32], bits: &[u8]) {
+        for (values, bits) in values.chunks_mut(8).zip(bits) {
+            for (at, value) in values.iter_mut().enumerate() {
+                *value = if bits >> at & 1 == 1 { *value } else { 0.0 };
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -318,7 +354,7 @@ mod tests {
         let sums = y.iter().zip(&shortcut).map(|(y, shortcut)| above(y + shortcut));
         assert_eq!(found, sums.collect::<Vec<_>>());
         let mut gradient = dy.clone();
-        relu_backward(&found, &mut gradient);
+        ReluMask::of(&found).backward(&mut gradient);
         assert_eq!(gradient, masked(&found));
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_kernels::batch_norm::{self, Normalization, Statistics};
+use esvit_kernels::batch_norm::{Normalization, ReluMask, Statistics};
 use esvit_kernels::buffer;
 
 use super::cpu::{gradients, made, made_like, values, values_mut};
@@ -347,8 +347,11 @@ impl Operation for BatchNormRelu {
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        // The result, by which ReLU with a shortcut is turned back, is saved by what takes it.
-        Cost::default().saving(inputs[0].numel(), self.precision)
+        let values = inputs[0].numel();
+        let Cost { saved_bytes, .. } = Cost::default().saving(values, self.precision);
+        // A bit of every value.
+        let mask_bytes = if self.has_shortcut { values as f64 / 8.0 } else { 0.0 };
+        Cost { saved_bytes: saved_bytes + mask_bytes, ..Cost::default() }
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
@@ -377,19 +380,19 @@ impl Operation for BatchNormRelu {
         }
         let y = made_like(y, &inputs[0]);
         let saved = save.then(|| {
-            let x = self.precision.save(inputs.swap_remove(0));
-            Saved::new((x, self.has_shortcut.then(|| y.clone())))
+            let mask = self.has_shortcut.then(|| ReluMask::of(values(&y)));
+            Saved::new((self.precision.save(inputs.swap_remove(0)), mask))
         });
         (y, saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, y): (SavedRows, Option<Tensor>) = pass.saved.take();
+        let (x, mask): (SavedRows, Option<ReluMask>) = pass.saved.take();
         let (x, mut dx) = (x.restored(), pass.gradient);
-        if let Some(y) = &y {
-            batch_norm::relu_backward(values(y), values_mut(&mut dx));
+        if let Some(mask) = &mask {
+            mask.backward(values_mut(&mut dx));
         }
-        let shortcut = y.map(|_| dx.clone());
+        let shortcut = mask.map(|_| dx.clone());
         let parameters = &pass.parameters[..self.norm.inputs()];
         let has_relu = shortcut.is_none();
         let affine = self.norm.backward(values(&x), parameters, has_relu, values_mut(&mut dx));
