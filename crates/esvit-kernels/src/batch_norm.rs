@@ -137,6 +137,23 @@ impl Normalization {
         tasks.for_each(|(y, x)| self.relu_rows(x, y));
     }
 
+    /// Makes `y` of the rows `x [rows, C]` in their place, `relu(y + shortcut)` with a shortcut; not in
+    /// parallel.
+    pub(crate) fn rows_in_place(&self, x: &mut [f32], shortcut: Option<&[f32]>) {
+        let affine = [&self.mean[..], &self.slope, &self.beta];
+        let Some(shortcut) = shortcut else {
+            return self.rows_of(x).for_each(|x| {
+                update(x, affine, |x, [mean, slope, beta]| normalized(x, mean, slope, beta));
+            });
+        };
+        for (x, shortcut) in self.rows_of(x).zip(shortcut.chunks_exact(self.width())) {
+            let [mean, slope, beta] = affine;
+            update(x, [mean, slope, beta, shortcut], |x, [mean, slope, beta, shortcut]| {
+                relu(normalized(x, mean, slope, beta) + shortcut)
+            });
+        }
+    }
+
     /// `relu(y + shortcut)` of the rows `x [rows, C]`.
     ///
     /// # Panics

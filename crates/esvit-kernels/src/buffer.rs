@@ -11,6 +11,9 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rayon::prelude::*;
+
+use crate::TASK_VALUES;
 use crate::element::{Element, padded_row_len};
 
 /// Smaller buffers come from the allocator.
@@ -26,6 +29,9 @@ const IDLE_TAKES: u64 = 1 << 17;
 /// Beyond that a new allocation first frees the buffers idle for longest: those that a backward
 /// pass returns first are those that the next forward pass takes last.
 const SLACK_WORDS: usize = 16 << 20;
+
+/// How many times as large as needed a buffer may be that is taken so that none is freed.
+const MOST_WASTE: usize = 4;
 
 /// `len` values in an allocation that may be larger; returned to the pool on drop.
 #[derive(Debug)]
@@ -147,6 +153,19 @@ pub fn uninit(len: usize) -> Vec<f32> {
     Buffer::<f32>::uninit(len).into_vec()
 }
 
+/// `len` zeros, from the pool.
+pub fn zeroed(len: usize) -> Vec<f32> {
+    Buffer::<f32>::zeroed(len).into_vec()
+}
+
+/// A copy of values, in memory from the pool.
+pub fn copied(values: &[f32]) -> Vec<f32> {
+    let mut copy = uninit(values.len());
+    let tasks = copy.par_chunks_mut(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
+    tasks.for_each(|(to, from)| to.copy_from_slice(from));
+    copy
+}
+
 /// Returns memory to the pool.
 pub fn recycle(mut values: Vec<f32>) {
     // A truncated vector still has its capacity.
@@ -205,6 +224,16 @@ impl State {
         Some(self.remove(at))
     }
 
+    /// Removes the smallest idle buffer of up to [`MOST_WASTE`] times `words` words, if its use does not
+    /// raise the high-water mark: better than to free others and allocate.
+    fn larger_fit(&mut self, words: usize) -> Option<Vec<f32>> {
+        let most = (words * MOST_WASTE).min(self.most_used.saturating_sub(self.used_words));
+        let idle = self.idle.iter().enumerate();
+        let fitting = idle.filter(|(_, (_, buffer))| (words..=most).contains(&buffer.len()));
+        let (at, _) = fitting.min_by_key(|(_, (_, buffer))| buffer.len())?;
+        Some(self.remove(at))
+    }
+
     fn remove(&mut self, at: usize) -> Vec<f32> {
         let (_, buffer) = self.idle.swap_remove(at);
         self.idle_words -= buffer.len();
@@ -252,6 +281,13 @@ impl Pool {
             freed = state.take_expired();
         }
         if let Some(buffer) = state.best_fit(words, lifetime) {
+            state.use_words(buffer.len());
+            return buffer;
+        }
+        let limit = state.most_used + SLACK_WORDS;
+        if state.used_words + state.idle_words + words > limit
+            && let Some(buffer) = state.larger_fit(words)
+        {
             state.use_words(buffer.len());
             return buffer;
         }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::TASK_VALUES;
 use crate::batch_norm::Normalization;
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::element::{Element, padded_row_len};
 use crate::elementwise::add;
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
@@ -26,6 +26,16 @@ const BAND_VALUES: usize = 1 << 23;
 #[derive(Debug)]
 pub struct PackedFilters<T: Element> {
     rhs: PackedRhs<T>,
+}
+
+/// What follows a convolution, computed while its results are in the caches: a norm by given statistics,
+/// and with a shortcut, as long as the results, `relu(norm(y) + shortcut)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// The norm.
+    pub norm: &'a Normalization,
+    /// What is added before ReLU.
+    pub shortcut: Option<&'a [f32]>,
 }
 
 /// Gradients of a convolution.
@@ -56,7 +66,7 @@ fn channels_last<'a>(filter: &Filter, weight: &'a [f32]) -> Cow<'a, [f32]> {
     if taps == 1 || channels == 1 {
         return weight.into();
     }
-    let mut ordered = vec![0.0; weight.len()];
+    let mut ordered = buffer::uninit(weight.len());
     let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
     filters.for_each(|(to, from)| {
         for (tap, to) in to.chunks_exact_mut(channels).enumerate() {
@@ -72,7 +82,7 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
     if taps == 1 || channels == 1 {
         return weight;
     }
-    let mut ordered = vec![0.0; weight.len()];
+    let mut ordered = buffer::uninit(weight.len());
     let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
     filters.for_each(|(to, from)| {
         for (channel, to) in to.chunks_exact_mut(taps).enumerate() {
@@ -80,6 +90,7 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
         }
     });
+    buffer::recycle(weight);
     ordered
 }
 
@@ -146,7 +157,7 @@ fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
 
 /// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
 /// `y [positions, out]` in the same order. With `norms`, one for each size, they are normalized and go
-/// through ReLU first.
+/// through ReLU first; `epilogue` comes after it.
 ///
 /// # Panics
 /// When lengths do not match.
@@ -156,11 +167,15 @@ pub fn forward<T: Element>(
     filter: &Filter,
     norms: Option<&[Normalization]>,
     packed: &PackedFilters<T>,
+    epilogue: Option<Epilogue<'_>>,
 ) -> Vec<f32> {
     let (columns, outputs) = (filter.values(), packed.rhs.n());
     let total: usize = maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum();
     let mut y = Buffer::<f32>::uninit(total * outputs);
-    let (mut x, mut rest) = (x, &mut y[..]);
+    if let Some(Epilogue { shortcut: Some(shortcut), .. }) = epilogue {
+        assert_eq!(shortcut.len(), y.len(), "a shortcut as long as the results");
+    }
+    let (mut x, mut rest, mut done) = (x, &mut y[..], 0);
     profile::time("convolution forward", total * columns * outputs, || {
         for (number, maps) in maps.iter().enumerate() {
             let count = maps.images * filter.output(maps).tokens();
@@ -176,7 +191,13 @@ pub fn forward<T: Element>(
                 operand.gather(maps, filter, at * size, &mut rows);
                 let lhs = Lhs::from_rows(&rows, padded_row_len::<T>(columns));
                 linear(lhs, count, &packed.rhs, y, outputs);
+                if let Some(Epilogue { norm, shortcut }) = epilogue {
+                    let from = done + at * size * outputs;
+                    let shortcut = shortcut.map(|shortcut| &shortcut[from..from + y.len()]);
+                    norm.rows_in_place(y, shortcut);
+                }
             });
+            done += count * outputs;
         }
     });
     assert!(x.is_empty(), "rows of all maps");
@@ -206,7 +227,7 @@ pub fn backward<T: Element>(
     if !filter.is_pointwise() {
         dx.fill(0.0);
     }
-    let (mut dweight, mut dbias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
+    let (mut dweight, mut dbias) = (buffer::zeroed(weight.len()), vec![0.0; outputs]);
     let (mut first_row, mut first_position, mut is_first) = (0, 0, true);
     for (number, maps) in maps.iter().enumerate() {
         let (tokens, positions) = (maps.tokens(), filter.output(maps).tokens());
@@ -358,8 +379,12 @@ mod tests {
             assert_near_for(&what, found, &expected[i], &sizes[i], within);
         };
 
-        near(0, "y", &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias))));
-        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None));
+        near(
+            0,
+            "y",
+            &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias)), None),
+        );
+        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None), None);
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
         let found = backward::<T>(&x, maps, filter, None, &weight, &dy, true);
@@ -391,12 +416,35 @@ mod tests {
         }
         let weight = normal(filter.values() * outputs, 2);
         let packed = pack::<T>(filter, &weight, None);
-        let y = forward(&x, maps, filter, Some(&norms), &packed);
-        assert_eq!(y, forward(&apart, maps, filter, None, &packed));
+        let y = forward(&x, maps, filter, Some(&norms), &packed, None);
+        assert_eq!(y, forward(&apart, maps, filter, None, &packed, None));
+        check_epilogue(&apart, maps, filter, &packed, &y);
         let dy = normal(y.len(), 4);
         let found = backward::<T>(&x, maps, filter, Some(&norms), &weight, &dy, true);
         let expected = backward::<T>(&apart, maps, filter, None, &weight, &dy, true);
         assert_eq!((found.x, found.weight), (expected.x, expected.weight));
+    }
+
+    /// A norm after a convolution that gives `y`, alone and with a shortcut, gives what it gives apart.
+    fn check_epilogue<T: Element>(
+        x: &[f32],
+        maps: &[Maps],
+        filter: &Filter,
+        packed: &PackedFilters<T>,
+        y: &[f32],
+    ) {
+        let outputs = packed.rhs.n();
+        let [mean, gamma, beta] = [0, 1, 2].map(|of| normal(outputs, 100 + of));
+        let variance = gamma.iter().map(|value| value * value).collect();
+        let norm = &Normalization::new(&Statistics { mean, variance }, [&gamma, &beta], 0.1);
+        let shortcut = normal(y.len(), 103);
+        let mut expected = vec![0.0; y.len()];
+        norm.forward(y, &mut expected);
+        let epilogue = Epilogue { norm, shortcut: None };
+        assert_eq!(forward(x, maps, filter, None, packed, Some(epilogue)), expected);
+        norm.relu_with_shortcut(y, &shortcut, &mut expected);
+        let epilogue = Epilogue { norm, shortcut: Some(&shortcut) };
+        assert_eq!(forward(x, maps, filter, None, packed, Some(epilogue)), expected);
     }
 
     fn check_all(maps: &[Maps], filter: &Filter, outputs: usize) {

@@ -240,7 +240,7 @@ pub fn backward<T: Element>(
             });
             tasks.collect()
         });
-    let mut dkv = vec![0.0; kv.len()];
+    let mut dkv = buffer::zeroed(kv.len());
     let mut starts = vec![0];
     starts.extend(attention.images.iter().scan(0, |end, [_, keys]| {
         *end += keys * 2 * width;

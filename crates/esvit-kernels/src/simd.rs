@@ -75,7 +75,12 @@ pub(crate) fn update<const N: usize, T: Element, U: Element>(
 ) {
     let from = from.map(|row| &row[..to.len()]);
     for i in 0..to.len() {
-        to[i] = U::from_f32(f(to[i].to_f32(), from.map(|row| row[i].to_f32())));
+        // `array::map` is a call for some lengths.
+        let mut values = [0.0; N];
+        for (value, row) in values.iter_mut().zip(from) {
+            *value = row[i].to_f32();
+        }
+        to[i] = U::from_f32(f(to[i].to_f32(), values));
     }
 }
 

@@ -316,6 +316,45 @@ fn batch_norm_relu_convolution() {
     }
 }
 
+/// What a convolution and its norm give at one go, where nothing learns, is what they give one by one.
+#[test]
+fn convolution_batch_norm() {
+    let segments = [Segment::new(2, [3, 4]), Segment::new(1, [4, 2])];
+    let (rows, [inputs, outputs]) = (32, [3, 4]);
+    let norm = |stream: u64, width: usize| {
+        let [gamma, beta, mean, variance] =
+            [0, 1, 2, 3].map(|of| hashed_tensor(stream + of, [width]));
+        BatchNormValues::fixed([gamma, beta], [mean, variance.abs() + 0.2], 1e-3)
+    };
+    for (has_before, has_shortcut) in [(false, false), (true, false), (false, true), (true, true)] {
+        for precision in Precision::ALL {
+            let given = |x: Tensor| {
+                let norms = (has_before.then(|| norm(10, inputs)), norm(20, outputs));
+                let shortcut = has_shortcut.then(|| hashed_tensor(4, [10, outputs]));
+                let weight = hashed_tensor(2, [outputs, inputs, 3, 3]);
+                let compute = Compute { precision, ..Compute::default() };
+                let moves = [2, 1];
+                ops::convolution_batch_norm(x, &segments, weight, moves, norms, shortcut, compute)
+            };
+            let x = hashed_tensor(1, [rows, inputs]);
+            let tape = Tape::new();
+            let ([at_once, one_by_one], segments): ([_; 2], Vec<_>) = {
+                let (a, moved) = given(x.clone());
+                let (b, also) = given(tape.watch(x));
+                assert_eq!(moved, also);
+                ([a, b], moved)
+            };
+            assert!(!at_once.is_tracked() && one_by_one.is_tracked());
+            assert_eq!(
+                segments.iter().map(|moved| moved.map).collect::<Vec<_>>(),
+                [[2, 2], [2, 1]]
+            );
+            assert_eq!(at_once.dims(), [10, outputs]);
+            assert_eq!(at_once.to_vec::<f32>(), one_by_one.to_vec::<f32>());
+        }
+    }
+}
+
 /// Values that are all well apart, so that small steps do not change which is the largest.
 #[test]
 fn max_pool() {
@@ -540,7 +579,7 @@ fn depthwise() {
         check_both(
             "depthwise",
             &data,
-            |v| flat(ops::depthwise(x(v), segment, weight(v))),
+            |v| flat(ops::depthwise(x(v), segment, weight(v), Precision::F32)),
             |v| flat(composed::depthwise(x(v), segment, weight(v))),
         );
     }

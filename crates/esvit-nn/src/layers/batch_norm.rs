@@ -2,7 +2,7 @@
 
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
-use crate::ops::BatchNormValues;
+use crate::ops::{BatchNormValues, Precision};
 use crate::params::{Init, ParamId, Params, Role, Scope};
 use crate::tensor::Tensor;
 
@@ -65,8 +65,8 @@ impl BatchNorm {
     /// The same of maps. In training the maps of every size are a batch of their own, as if the
     /// network ran once for each size, and the running statistics follow them in order.
     pub fn forward_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        let runs = runs(&maps);
-        TokenMaps { rows: self.forward_runs(params, maps.rows, &runs, ctx), ..maps }
+        let norm = self.values(params, &maps, ctx);
+        TokenMaps { rows: norm.forward(maps.rows, ctx.precision), ..maps }
     }
 
     /// The same of several runs of rows one after the other, whose numbers of rows `runs` lists. In
@@ -79,13 +79,27 @@ impl BatchNorm {
         ctx: &ForwardCtx,
     ) -> Tensor {
         let norm = self.values_of_runs(params, &x, runs, ctx);
-        norm.forward(x)
+        norm.forward(x, Precision::F32)
     }
 
     /// What the norm does to maps: in training by their statistics, those of every size apart, which
     /// the running ones follow; else by the running ones.
     pub fn values(&self, params: &Params, maps: &TokenMaps, ctx: &ForwardCtx) -> BatchNormValues {
         self.values_of_runs(params, &maps.rows, &runs(maps), ctx)
+    }
+
+    /// What the norm does by the running statistics.
+    pub fn running_values(&self, params: &Params) -> BatchNormValues {
+        let running = [self.running_mean, self.running_var].map(|id| params.vector(id));
+        BatchNormValues::fixed(self.affine(params), running, self.eps)
+    }
+
+    fn affine(&self, params: &Params) -> [Tensor; 2] {
+        let constant = |value: f32| Tensor::full(value, [self.channels], &params.device());
+        [
+            self.weight.map_or_else(|| constant(1.0), |id| params.vector(id)),
+            self.bias.map_or_else(|| constant(0.0), |id| params.vector(id)),
+        ]
     }
 
     fn values_of_runs(
@@ -95,15 +109,10 @@ impl BatchNorm {
         runs: &[usize],
         ctx: &ForwardCtx,
     ) -> BatchNormValues {
-        let constant = |value: f32| Tensor::full(value, [self.channels], &params.device());
-        let affine = [
-            self.weight.map_or_else(|| constant(1.0), |id| params.vector(id)),
-            self.bias.map_or_else(|| constant(0.0), |id| params.vector(id)),
-        ];
         if !ctx.is_training() {
-            let running = [self.running_mean, self.running_var].map(|id| params.vector(id));
-            return BatchNormValues::fixed(affine, running, self.eps);
+            return self.running_values(params);
         }
+        let affine = self.affine(params);
         let (norm, statistics) =
             BatchNormValues::of_runs(x, affine, self.eps, runs, &ctx.collective);
         for (&rows, [mean, variance]) in runs.iter().zip(statistics) {

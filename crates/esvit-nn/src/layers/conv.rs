@@ -4,6 +4,7 @@ use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::ops::{self, BatchNormValues, Filter};
 use crate::params::{Init, ParamId, Params, Scope};
+use crate::tensor::Tensor;
 
 /// A convolution over token maps with square filters: `weight [out, in, k, k]` and, where it has
 /// one, `bias [out]`.
@@ -64,6 +65,33 @@ impl Conv {
             params.tensor(self.weight),
             self.bias.map(|id| params.vector(id)),
             [self.stride, self.padding],
+            ctx.compute(params.packing(self.weight)),
+        );
+        TokenMaps { rows, segments }
+    }
+
+    /// The convolution of maps, which the first norm, if there is one, normalizes and that go through
+    /// ReLU first, and the norm after it by given statistics, or with a shortcut `relu(norm(..) +
+    /// shortcut)`.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`], and when the convolution has a bias.
+    pub fn forward_in_norms(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        norms: (Option<BatchNormValues>, BatchNormValues),
+        shortcut: Option<Tensor>,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        assert!(self.bias.is_none(), "a convolution without bias");
+        let (rows, segments) = ops::convolution_batch_norm(
+            maps.rows,
+            &maps.segments,
+            params.tensor(self.weight),
+            [self.stride, self.padding],
+            norms,
+            shortcut,
             ctx.compute(params.packing(self.weight)),
         );
         TokenMaps { rows, segments }

@@ -36,7 +36,7 @@ pub fn batch_norm_of_runs(
     collective: &Arc<dyn Collective>,
 ) -> (Tensor, Vec<[Tensor; 2]>) {
     let (norm, statistics) = BatchNormValues::of_runs(&x, [gamma, beta], eps, runs, collective);
-    (norm.forward(x), statistics)
+    (norm.forward(x, Precision::F32), statistics)
 }
 
 /// Batch normalization of `x [rows, C]` with a given mean and variance, `[C]` each, which get no
@@ -47,7 +47,7 @@ pub fn fixed_batch_norm(
     statistics: [Tensor; 2],
     eps: f64,
 ) -> Tensor {
-    BatchNormValues::fixed(affine, statistics, eps).forward(x)
+    BatchNormValues::fixed(affine, statistics, eps).forward(x, Precision::F32)
 }
 
 /// `relu(norm(x))` of rows `x [rows, C]`, or with a `shortcut` of the same shape `relu(norm(x) +
@@ -98,10 +98,10 @@ impl BatchNormValues {
         Self { norm, parameters: vec![gamma, beta, mean, variance] }
     }
 
-    /// The normalized rows of `x [rows, C]`.
-    pub fn forward(self, x: Tensor) -> Tensor {
+    /// The normalized rows of `x [rows, C]`, which are saved in `precision`.
+    pub fn forward(self, x: Tensor, precision: Precision) -> Tensor {
         let inputs: Vec<Tensor> = [x].into_iter().chain(self.parameters).collect();
-        apply(BatchNorm { norm: self.norm }, inputs)
+        apply(BatchNorm { norm: self.norm, precision }, inputs)
     }
 }
 
@@ -195,6 +195,11 @@ struct Batch {
 }
 
 impl Norm {
+    /// Whether it has the statistics of a batch.
+    pub(super) fn has_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+
     /// Number of inputs.
     pub(super) fn inputs(&self) -> usize {
         if self.batch.is_some() { 3 } else { 4 }
@@ -295,11 +300,12 @@ impl Norm {
 #[derive(Debug)]
 struct BatchNorm {
     norm: Norm,
+    precision: Precision,
 }
 
 impl Operation for BatchNorm {
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        Cost::default().saving(inputs[0].numel(), Precision::F32)
+        Cost::default().saving(inputs[0].numel(), self.precision)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
@@ -316,11 +322,11 @@ impl Operation for BatchNorm {
             norm.forward(x, y);
         }
         let y = made_like(y, &inputs[0]);
-        (y, save.then(|| Saved::new(inputs.swap_remove(0))))
+        (y, save.then(|| Saved::new(self.precision.save(inputs.swap_remove(0)))))
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, mut dx): (Tensor, _) = (pass.saved.take(), pass.gradient);
+        let (x, mut dx) = (pass.saved.take::<SavedRows>().restored(), pass.gradient);
         let affine = self.norm.backward(values(&x), pass.parameters, false, values_mut(&mut dx));
         gradients(Some(dx), affine, pass.parameters)
     }

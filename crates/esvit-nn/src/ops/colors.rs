@@ -1,6 +1,7 @@
 //! Colors as tokens: the nearest one of a palette stands for a pixel.
 
-use esvit_kernels::colors;
+use esvit_kernels::{buffer, colors};
+use rayon::prelude::*;
 
 use super::cpu::{made, values};
 use super::prelude::*;
@@ -59,8 +60,11 @@ impl Operation for EmbedColors {
         let [_, width] = inputs[2].dims();
         let indices = nearest_colors(&inputs[0], &inputs[1]);
         let table = values(&inputs[2]);
-        let rows = indices.iter().flat_map(|&index| &table[index as usize * width..][..width]);
-        let rows: Vec<f32> = rows.copied().collect();
+        let mut rows = buffer::uninit(indices.len() * width);
+        let places = rows.par_chunks_exact_mut(width).zip(&indices);
+        places.for_each(|(row, &index)| {
+            row.copy_from_slice(&table[index as usize * width..][..width]);
+        });
         let embedded = made(rows, [indices.len(), width]);
         (embedded, save.then(|| Saved::new(indices)))
     }

@@ -1,11 +1,11 @@
 //! Convolution and max pooling over maps of tokens.
 
 use esvit_kernels::batch_norm::Normalization;
-use esvit_kernels::convolution::{self, Gradients};
+use esvit_kernels::convolution::{self, Epilogue, Gradients};
 use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
 
-use super::batch_norm::{BatchNormValues, Norm};
+use super::batch_norm::{BatchNormValues, Norm, batch_norm_relu};
 use super::cpu::{gradients, made, made_like, values};
 use super::prelude::*;
 use super::{Compute, Segment};
@@ -54,6 +54,49 @@ pub fn batch_norm_relu_convolution(
     let BatchNormValues { norm, parameters } = norm;
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(parameters).collect();
     (apply(Convolution { maps, filter, norm: Some(norm), compute }, inputs), moved)
+}
+
+/// A convolution without bias and the norm after it, or with a `shortcut` as long as the results
+/// `relu(norm(convolution(..)) + shortcut)`; what the first of the norms, if there is one, and ReLU make of
+/// the maps is convolved. The last norm has given statistics. Where nothing learns, all of it is
+/// one operation, so that results go through memory once.
+///
+/// # Panics
+/// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
+pub fn convolution_batch_norm(
+    x: Tensor,
+    segments: &[Segment],
+    weight: Tensor,
+    [stride, padding]: [usize; 2],
+    (before, after): (Option<BatchNormValues>, BatchNormValues),
+    shortcut: Option<Tensor>,
+    compute: Compute,
+) -> (Tensor, Vec<Segment>) {
+    let of_norms = before.iter().chain([&after]).flat_map(|norm| &norm.parameters);
+    let learns = [&x, &weight].into_iter().chain(of_norms).chain(&shortcut).any(Tensor::is_tracked);
+    if learns || after.norm.has_batch() {
+        let precision = compute.precision;
+        let step = [stride, padding];
+        let (y, moved) = match before {
+            Some(norm) => batch_norm_relu_convolution(x, norm, segments, weight, step, compute),
+            None => convolution(x, segments, weight, None, step, compute),
+        };
+        let y = match shortcut {
+            Some(shortcut) => batch_norm_relu(y, after, Some(shortcut), precision),
+            None => after.forward(y, precision),
+        };
+        return (y, moved);
+    }
+    let [_, channels, side, across] = weight.dims();
+    assert_eq!(side, across, "a square filter");
+    let filter = Filter { channels, side, stride, padding };
+    let (maps, moved) = moved(segments, &filter, "a convolution");
+    let (norm, of_before) = before.map(|norm| (norm.norm, norm.parameters)).unzip();
+    let has_shortcut = shortcut.is_some();
+    let inputs = [x, weight].into_iter().chain(of_before.into_iter().flatten());
+    let inputs: Vec<Tensor> = inputs.chain(after.parameters).chain(shortcut).collect();
+    let convolution = Convolution { maps, filter, norm, compute };
+    (apply(ConvolutionBatchNorm { convolution, norm: after.norm, has_shortcut }, inputs), moved)
 }
 
 /// The largest values of the maps of `x [rows, C]` under a square window of `side` pixels at every
@@ -117,6 +160,22 @@ impl Convolution {
     fn norms(&self, of_norm: &[Tensor]) -> Option<Vec<Normalization>> {
         self.norm.as_ref().map(|norm| norm.of_maps(of_norm, self.maps.len()))
     }
+
+    /// The results, with what follows.
+    fn compute(&self, inputs: &[Tensor], epilogue: Option<Epilogue<'_>>) -> Tensor {
+        let Self { maps, filter, norm, compute } = self;
+        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
+        let bias = inputs.get(2).filter(|_| norm.is_none() && epilogue.is_none()).map(values);
+        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
+        let y = with_element!(compute.precision, T => {
+            let packed = compute.packing.get(compute.precision, || {
+                convolution::pack::<T>(filter, weight, bias)
+            });
+            convolution::forward(x, maps, filter, norms.as_deref(), &packed, epilogue)
+        });
+        let shape = [y.len() / outputs, outputs];
+        made(y, shape)
+    }
 }
 
 impl Operation for Convolution {
@@ -150,19 +209,9 @@ impl Operation for Convolution {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let Self { maps, filter, norm, compute } = self;
-        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
-        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
-        let y = with_element!(compute.precision, T => {
-            let packed = compute.packing.get(compute.precision, || {
-                convolution::pack::<T>(filter, weight, bias)
-            });
-            convolution::forward(x, maps, filter, norms.as_deref(), &packed)
-        });
-        let shape = [y.len() / outputs, outputs];
-        let saved = save.then(|| Saved::new(compute.precision.save(inputs.swap_remove(0))));
-        (made(y, shape), saved)
+        let y = self.compute(&inputs, None);
+        let saved = save.then(|| Saved::new(self.compute.precision.save(inputs.swap_remove(0))));
+        (y, saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
@@ -187,6 +236,32 @@ impl Operation for Convolution {
         found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
         found.resize(1 + pass.parameters.len(), None);
         found
+    }
+}
+
+/// Inputs: those of the convolution, of the norm after it, and the shortcut, if there is one.
+#[derive(Debug)]
+struct ConvolutionBatchNorm {
+    convolution: Convolution,
+    norm: Norm,
+    has_shortcut: bool,
+}
+
+impl Operation for ConvolutionBatchNorm {
+    fn output(&self, inputs: &[Shape]) -> Shape {
+        self.convolution.output(inputs)
+    }
+
+    fn cost(&self, inputs: &[Shape]) -> Cost {
+        self.convolution.cost(inputs)
+    }
+
+    fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
+        let before = 2 + self.convolution.norm.as_ref().map_or(0, Norm::inputs);
+        let after = before + self.norm.inputs();
+        let norm = &self.norm.of_maps(&inputs[before..after], 1)[0];
+        let shortcut = self.has_shortcut.then(|| values(&inputs[after]));
+        (self.convolution.compute(&inputs[..before], Some(Epilogue { norm, shortcut })), None)
     }
 }
 

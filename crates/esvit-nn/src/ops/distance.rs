@@ -1,6 +1,6 @@
 //! Squared distances of rows to those that they are paired with.
 
-use esvit_kernels::optimizer;
+use esvit_kernels::{buffer, optimizer};
 use rayon::prelude::*;
 
 use super::TeacherRows;
@@ -45,7 +45,7 @@ impl Operation for PairedDistance {
         let (listed, weights) =
             (self.pairs.rows.values::<i32>(), self.pairs.weights.values::<f32>());
         // The loss is the root of the graph, so its gradient is computed in the forward pass.
-        let mut gradient = vec![0f32; rows * width];
+        let mut gradient = buffer::zeroed(rows * width);
         let pairs = listed.par_chunks_exact(most).zip(weights.par_chunks_exact(most));
         let of_rows = gradient.par_chunks_exact_mut(width).zip(student.par_chunks_exact(width));
         let losses: Vec<f64> = of_rows

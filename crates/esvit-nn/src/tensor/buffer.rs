@@ -20,7 +20,8 @@ pub enum Dtype {
     I32,
 }
 
-/// Values in the CPU's memory. Those of f32 go back to the kernels' buffer pool.
+/// Values in the CPU's memory. Those of f32 go back to the kernels' buffer pool, and copies of
+/// them come from it.
 pub(super) struct Buffer<T: Element>(pub(super) Vec<T>);
 
 impl<T: Element> Drop for Buffer<T> {
@@ -35,11 +36,20 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     const DTYPE: Dtype;
 
     #[doc(hidden)]
+    fn copied(values: &[Self]) -> Vec<Self> {
+        values.to_vec()
+    }
+
+    #[doc(hidden)]
     fn recycle(_values: Vec<Self>) {}
 }
 
 impl Element for f32 {
     const DTYPE: Dtype = Dtype::F32;
+
+    fn copied(values: &[Self]) -> Vec<Self> {
+        buffer::copied(values)
+    }
 
     fn recycle(values: Vec<Self>) {
         buffer::recycle(values);

@@ -196,7 +196,7 @@ impl Tensor {
     /// When the elements have another type.
     pub(crate) fn values_mut<T: Element>(&mut self) -> &mut [T] {
         if self.owned::<T>().is_none() {
-            *self = Self::new(self.values::<T>().to_vec(), self.shape, &self.device());
+            *self = Self::new(T::copied(self.values()), self.shape, &self.device());
         }
         let len = self.numel();
         let (values, offset) = self.owned().expect("the only owner");

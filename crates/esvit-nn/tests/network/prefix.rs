@@ -104,7 +104,8 @@ fn operations_on_maps_refuse_prefix_tokens() {
         let weight = hashed_tensor(5, [8, 16]);
         drop(ops::merge_patches(x(), &segments, norm, weight, eps, precision));
     };
-    let depthwise = || drop(ops::depthwise(x(), segments[0], hashed_tensor(6, [3, 3, 4])));
+    let depthwise =
+        || drop(ops::depthwise(x(), segments[0], hashed_tensor(6, [3, 3, 4]), Precision::F32));
     let all: [(&str, &dyn Fn()); 3] = [
         ("attention in windows", &attention),
         ("patch merging", &merging),

@@ -263,7 +263,7 @@ const OPERATIONS: &[(&str, Compute)] = &[
     ("depthwise", |p, ids, x| {
         let [batch, channels, height, width] = x.dims();
         let rows = x.permute(&[0, 2, 3, 1]).reshape([batch * height * width, channels]);
-        ops::depthwise(rows, Segment::new(batch, [height, width]), p.tensor(ids.depthwise))
+        ops::depthwise(rows, Segment::new(batch, [height, width]), p.tensor(ids.depthwise), Precision::F32)
     }),
     ("convolution", |p, ids, x| {
         let [batch, _, height, width] = x.dims();
@@ -572,7 +572,7 @@ fn saved_values_of_plain_operations() {
             "depthwise",
             |x| {
                 let weight = Tensor::ones([3, 3, 5], &Device::Cpu);
-                ops::depthwise(x.reshape([24, 5]), Segment::new(2, [3, 4]), weight)
+                ops::depthwise(x.reshape([24, 5]), Segment::new(2, [3, 4]), weight, Precision::F32)
             },
             120,
         ),

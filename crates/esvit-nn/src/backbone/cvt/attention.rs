@@ -78,7 +78,7 @@ impl Attention {
             let [images, count, width] = padded.dims();
             let segment = Segment::new(images, windows.of_padded.map);
             let rows = padded.reshape([images * count, width]);
-            (ops::depthwise(rows, segment, filters.clone()), segment)
+            (ops::depthwise(rows, segment, filters.clone(), ctx.precision), segment)
         });
         let (rows, segments): (Vec<_>, Vec<_>) = convolved.unzip();
         let padded = TokenMaps { rows: joined(rows), segments };

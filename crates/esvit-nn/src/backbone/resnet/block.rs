@@ -44,6 +44,29 @@ impl ConvNorm {
         let norm = self.norm.values(params, &maps, ctx);
         Branch::Unnormalized(maps, norm)
     }
+
+    /// The same with the norm after it, or with a shortcut `relu(norm(..) + shortcut)`.
+    pub(super) fn finish(
+        &self,
+        params: &Params,
+        input: Branch,
+        shortcut: Option<Tensor>,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        if ctx.is_training() {
+            let branch = self.forward(params, input, ctx);
+            return match shortcut {
+                None => branch.normalized(ctx),
+                shortcut => branch.relu_with(shortcut, ctx),
+            };
+        }
+        let (maps, norm) = match input {
+            Branch::Maps(maps) => (maps, None),
+            Branch::Unnormalized(maps, norm) => (maps, Some(norm)),
+        };
+        let norms = (norm, self.norm.running_values(params));
+        self.conv.forward_in_norms(params, maps, norms, shortcut, ctx)
+    }
 }
 
 /// Maps within a branch.
@@ -56,11 +79,11 @@ pub(super) enum Branch {
 }
 
 impl Branch {
-    pub(super) fn normalized(self) -> TokenMaps {
+    pub(super) fn normalized(self, ctx: &ForwardCtx) -> TokenMaps {
         match self {
             Self::Maps(maps) => maps,
             Self::Unnormalized(maps, norm) => {
-                TokenMaps { rows: norm.forward(maps.rows), segments: maps.segments }
+                TokenMaps { rows: norm.forward(maps.rows, ctx.precision), segments: maps.segments }
             }
         }
     }
@@ -96,7 +119,6 @@ enum Step {
 }
 
 impl Step {
-    /// Convolution number `number` of a branch.
     fn conv(
         scope: &mut Scope<'_>,
         number: usize,
@@ -104,9 +126,20 @@ impl Step {
         stride: usize,
         norm_eps: f64,
     ) -> Self {
-        let (conv, norm) = (format!("conv{number}"), format!("bn{number}"));
-        Self::Conv(ConvNorm::new(scope, [&conv, &norm], sizes, stride, norm_eps))
+        Self::Conv(conv_norm(scope, number, sizes, stride, norm_eps))
     }
+}
+
+/// Convolution number `number` of a branch.
+fn conv_norm(
+    scope: &mut Scope<'_>,
+    number: usize,
+    sizes: [usize; 3],
+    stride: usize,
+    norm_eps: f64,
+) -> ConvNorm {
+    let (conv, norm) = (format!("conv{number}"), format!("bn{number}"));
+    ConvNorm::new(scope, [&conv, &norm], sizes, stride, norm_eps)
 }
 
 /// A block: convolutions, and a shortcut around them.
@@ -116,7 +149,9 @@ pub(super) struct Block {
     pub(super) index: usize,
     pub(super) stage: usize,
     pub(super) ends_stage: bool,
+    /// All convolutions of the branch but the last.
     steps: Vec<Step>,
+    last: ConvNorm,
     /// What makes the input as wide and small as the branch; nothing where it is.
     shortcut: Option<Shortcut>,
 }
@@ -135,10 +170,7 @@ impl Block {
         let stride = if stage > 0 && block == 0 { 2 } else { 1 };
         let eps = config.norm_eps;
         let steps = match config.block {
-            BlockKind::Basic => vec![
-                Step::conv(scope, 1, [inputs, width, 3], stride, eps),
-                Step::conv(scope, 2, [width, outputs, 3], 1, eps),
-            ],
+            BlockKind::Basic => vec![Step::conv(scope, 1, [inputs, width, 3], stride, eps)],
             BlockKind::Bottleneck => vec![
                 Step::conv(scope, 1, [inputs, width, 1], 1, eps),
                 if config.selective_kernels {
@@ -147,14 +179,17 @@ impl Block {
                 } else {
                     Step::conv(scope, 2, [width, width, 3], stride, eps)
                 },
-                Step::conv(scope, 3, [width, outputs, 1], 1, eps),
             ],
+        };
+        let last = match config.block {
+            BlockKind::Basic => conv_norm(scope, 2, [width, outputs, 3], 1, eps),
+            BlockKind::Bottleneck => conv_norm(scope, 3, [width, outputs, 1], 1, eps),
         };
         let differs = stride > 1 || inputs != outputs;
         let shortcut = differs
             .then(|| Shortcut::new(&mut scope.at("downsample"), config, [inputs, outputs], stride));
         let ends_stage = block + 1 == config.layers[stage];
-        Self { index, stage, ends_stage, steps, shortcut }
+        Self { index, stage, ends_stage, steps, last, shortcut }
     }
 
     /// `relu(branch(x) + shortcut(x))`, with a ReLU after every convolution of the branch but the
@@ -171,6 +206,6 @@ impl Block {
             Some(shortcut) => shortcut.forward(params, maps, ctx),
             None => maps,
         };
-        branch.relu_with(Some(shortcut.rows), ctx)
+        self.last.finish(params, branch, Some(shortcut.rows), ctx)
     }
 }

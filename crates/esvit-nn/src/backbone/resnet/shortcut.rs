@@ -42,7 +42,7 @@ impl Shortcut {
             Some(stride) => averaged(maps, stride),
             None => maps,
         };
-        self.conv.forward(params, Branch::Maps(maps), ctx).normalized()
+        self.conv.finish(params, Branch::Maps(maps), None, ctx)
     }
 }
 
