@@ -321,7 +321,7 @@ fn batch_norm_relu_convolution() {
 fn convolution_batch_norm() {
     let segments = [Segment::new(2, [3, 4]), Segment::new(1, [4, 2])];
     let (rows, [inputs, outputs]) = (32, [3, 4]);
-    let norm = |stream: u64, width: usize| {
+    let norm = |stream: u32, width: usize| {
         let [gamma, beta, mean, variance] =
             [0, 1, 2, 3].map(|of| hashed_tensor(stream + of, [width]));
         BatchNormValues::fixed([gamma, beta], [mean, variance.abs() + 0.2], 1e-3)

@@ -12,6 +12,10 @@ use crate::objective::GLOBAL_VIEWS;
 /// all weights and adds up all gradients again, about 1 % of a step at this budget.
 const SAVED_BYTES: f64 = (1u64 << 30) as f64 * 61_264_896.0 / 57_200_640.0;
 
+/// With batch normalization crops of different sizes go through apart beyond this share of
+/// [`SAVED_BYTES`]: they never share statistics, and it is one more pass for each size, not for each crop.
+const SHARE_BEFORE_SIZES: f64 = 0.25;
+
 /// How many crops of every image are in one forward pass of the student.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum CropChunks {
@@ -22,11 +26,14 @@ pub enum CropChunks {
     Crops(usize),
     /// As many crops as have this many pixels over all images, and at least one.
     Pixels(f64),
+    /// All crops of a size, which batch normalization sees together; those of all sizes, if they
+    /// have no more than this many pixels over all images.
+    Sizes(f64),
 }
 
 impl CropChunks {
     /// As many crops as fit the budget of saved activations, so that memory hardly depends on
-    /// batch size and number of crops.
+    /// batch size and number of crops; with batch normalization those of a size together.
     pub fn within_memory(
         backbone: &BackboneConfig,
         precision: Precision,
@@ -37,7 +44,12 @@ impl CropChunks {
         let mut ctx = ForwardCtx::expected().with_precision(precision);
         ctx.activation_checkpointing = activation_checkpointing;
         let saved = backbone.cost([side; 2], 0.0, &ctx).saved_bytes;
-        Self::Pixels(SAVED_BYTES / saved * (side * side) as f64)
+        let most = SAVED_BYTES / saved * (side * side) as f64;
+        if backbone.has_batch_norm() {
+            Self::Sizes(SHARE_BEFORE_SIZES * most)
+        } else {
+            Self::Pixels(most)
+        }
     }
 
     /// Splits crops with these sides, the two global ones first, of `images` each. Global and local
@@ -48,13 +60,23 @@ impl CropChunks {
         let all_fit = match self {
             Self::All => true,
             Self::Crops(count) => count >= total,
-            Self::Pixels(most) => sides.iter().map(|&side| pixels(side)).sum::<f64>() <= most,
+            Self::Pixels(most) | Self::Sizes(most) => {
+                sides.iter().map(|&side| pixels(side)).sum::<f64>() <= most
+            }
         };
         if all_fit {
             return std::iter::once(0..total).collect();
         }
+        if let Self::Sizes(_) = self {
+            let runs = sides.chunk_by(|a, b| a == b).map(<[usize]>::len);
+            let ends = runs.scan(0, |end, count| {
+                *end += count;
+                Some(*end - count..*end)
+            });
+            return ends.collect();
+        }
         let at_a_time = |crops: &Range<usize>| match self {
-            Self::All => total,
+            Self::All | Self::Sizes(_) => total,
             Self::Crops(count) => count.max(1),
             Self::Pixels(most) => {
                 let largest = sides[crops.clone()].iter().max().copied().unwrap_or(1);
@@ -94,6 +116,22 @@ mod tests {
         assert_eq!(CropChunks::Pixels(2.0 * 1024.0).cut(&SIDES, 2), [0..1, 1..2, 2..6]);
         assert_eq!(CropChunks::Pixels(1.0).cut(&SIDES, 2).len(), 6);
         assert_eq!(CropChunks::Crops(1).cut(&SIDES[..2], 2), [0..1, 1..2]);
+    }
+
+    /// Crops of a size stay together, globals and locals of one size too.
+    #[test]
+    fn sizes_apart() {
+        let all = (0..6).map(|at| SIDES[at].pow(2)).sum::<usize>() as f64;
+        assert_eq!(CropChunks::Sizes(2.0 * all).cut(&SIDES, 2), [0..6]);
+        assert_eq!(CropChunks::Sizes(2.0 * all - 1.0).cut(&SIDES, 2), [0..2, 2..6]);
+        assert_eq!(CropChunks::Sizes(1.0).cut(&[32, 32, 16, 24, 24], 2), [0..2, 2..3, 3..5]);
+        assert_eq!(CropChunks::Sizes(1.0).cut(&[32; 4], 2), [0..4]);
+        let of = |name: &str| {
+            let backbone = esvit_nn::zoo::find(name).unwrap().config();
+            CropChunks::within_memory(&backbone, Precision::F32, false)
+        };
+        assert!(matches!(of("resnet50"), CropChunks::Sizes(_)));
+        assert!(matches!(of("vit_small16"), CropChunks::Pixels(_)));
     }
 
     /// Of a Swin-T, as many pixels as 1 GiB holds of what its blocks save: 1,430,016 values of 40

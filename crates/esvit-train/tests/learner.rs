@@ -432,10 +432,18 @@ fn running_statistics_move_with_every_pass() {
     each.step([other()], &at).unwrap();
     assert_alike("micro-batches", &statistics(&both), &statistics(&each), 1e-6);
     assert_ne!(statistics(&both), first);
-    // Global and local crops in a pass each.
-    let mut cut = new(CropChunks::Crops(2));
+    // Global and local crops in a pass each: the same statistics, and gradients.
+    let mut cut = new(CropChunks::Sizes(1.0));
     cut.step([batch(2)], &at).unwrap();
     assert_alike("crops", &statistics(&cut), &first, 1e-6);
+    let [found, expected] = [CropChunks::Sizes(1.0), CropChunks::All]
+        .map(|crop_chunks| new(crop_chunks).gradients([batch(2)], &STEP).values);
+    for (index, spec) in cut.network.specs().iter().enumerate() {
+        if spec.role == Role::Trained {
+            let [found, expected] = [&found, &expected].map(|values| gradient(values, index));
+            assert_alike(&spec.name, &found, &expected, 1e-4);
+        }
+    }
 }
 
 /// `weight_g` is averaged even where it is not trained; running statistics are each one's own.

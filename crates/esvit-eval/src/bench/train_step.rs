@@ -115,7 +115,6 @@ impl Step {
 /// How crops are split into forward passes.
 fn crop_chunks(bench: &Bench, config: &BackboneConfig, precision: Precision) -> CropChunks {
     match bench.crops_per_forward {
-        0 if config.has_batch_norm() => CropChunks::All,
         0 => CropChunks::within_memory(config, precision, bench.activation_checkpointing),
         count => CropChunks::Crops(count),
     }

@@ -230,8 +230,8 @@ impl Config {
         }
     }
 
-    /// Whether a step needs all crops, and all images of a process, in one pass: the objective
-    /// compares them, or the network normalizes by them.
+    /// Whether a step needs all images of a process in one pass: the objective compares them, or the
+    /// network normalizes by them.
     pub(crate) fn sees_all_at_once(&self) -> bool {
         self.objective.settings().chunking() == Chunking::Whole
             || self.model.backbone.has_batch_norm()
@@ -246,7 +246,7 @@ impl Config {
     pub fn crop_chunks(&self) -> CropChunks {
         let TrainConfig { crops_per_forward, activation_checkpointing, .. } = self.train;
         match crops_per_forward {
-            0 if self.sees_all_at_once() || !self.splits_views() => CropChunks::All,
+            0 if !self.splits_views() => CropChunks::All,
             0 => {
                 let precision = self.train.precision();
                 CropChunks::within_memory(&self.model.backbone, precision, activation_checkpointing)
