@@ -160,16 +160,11 @@ impl Normalization {
     /// When lengths do not match.
     pub fn relu_with_shortcut(&self, x: &[f32], shortcut: &[f32], y: &mut [f32]) {
         assert_eq!([x.len(), shortcut.len()], [y.len(); 2], "lengths");
-        let (width, task) = (self.width(), task(self.width()));
+        let task = task(self.width());
         let from = x.par_chunks(task).zip(shortcut.par_chunks(task));
         y.par_chunks_mut(task).zip(from).for_each(|(y, (x, shortcut))| {
-            let from = x.chunks_exact(width).zip(shortcut.chunks_exact(width));
-            for (y, (x, shortcut)) in self.rows_of(y).zip(from) {
-                let from = [x, &self.mean, &self.slope, &self.beta, shortcut];
-                update(y, from, |_, [x, mean, slope, beta, shortcut]| {
-                    relu(normalized(x, mean, slope, beta) + shortcut)
-                });
-            }
+            y.copy_from_slice(x);
+            self.rows_in_place(y, Some(shortcut));
         });
     }
 

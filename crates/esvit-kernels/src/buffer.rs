@@ -350,6 +350,31 @@ mod tests {
         assert_eq!((small.len(), idle(&pool)), (POOLED_WORDS, vec![2 * words]));
     }
 
+    /// Rather than free one, a new buffer takes a larger one, unless that raises the high-water mark
+    /// or wastes too much.
+    #[test]
+    fn larger_ones_are_taken_before_any_is_freed() {
+        let words = SLACK_WORDS;
+        let taken = |used: usize, wanted: usize| {
+            let pool = pool();
+            let large = pool.take(5 * words, Lifetime::Saved);
+            pool.put(large);
+            let used = pool.take(used, Lifetime::Saved);
+            let found = pool.take(wanted, Lifetime::Saved).len();
+            drop(used);
+            found
+        };
+        // Neither fits a quarter over; 5 were used at most, so there may be 6.
+        assert_eq!(taken(0, 2 * words), 5 * words);
+        assert_eq!(taken(0, 2 * words + 1), 5 * words);
+        // There is room for another one.
+        assert_eq!(taken(0, words - 8), words - 8);
+        // With a sixth in use the large one would be too much.
+        assert_eq!(taken(words / 2, 2 * words), 2 * words);
+        // More than four times as large.
+        assert_eq!(taken(0, words + 8), words + 8);
+    }
+
     /// The longest idle ones go first, and no more than need be.
     #[test]
     fn the_longest_idle_goes_first() {
