@@ -66,7 +66,8 @@ fn channels_last<'a>(filter: &Filter, weight: &'a [f32]) -> Cow<'a, [f32]> {
     if taps == 1 || channels == 1 {
         return weight.into();
     }
-    let mut ordered = buffer::uninit(weight.len());
+    // Not of the pool, to which nobody would return it.
+    let mut ordered = vec![0.0; weight.len()];
     let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
     filters.for_each(|(to, from)| {
         for (tap, to) in to.chunks_exact_mut(channels).enumerate() {

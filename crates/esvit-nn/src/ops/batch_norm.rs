@@ -195,11 +195,6 @@ struct Batch {
 }
 
 impl Norm {
-    /// Whether it has the statistics of a batch.
-    pub(super) fn has_batch(&self) -> bool {
-        self.batch.is_some()
-    }
-
     /// Number of inputs.
     pub(super) fn inputs(&self) -> usize {
         if self.batch.is_some() { 3 } else { 4 }

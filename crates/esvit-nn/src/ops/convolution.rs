@@ -74,7 +74,7 @@ pub fn convolution_batch_norm(
 ) -> (Tensor, Vec<Segment>) {
     let of_norms = before.iter().chain([&after]).flat_map(|norm| &norm.parameters);
     let learns = [&x, &weight].into_iter().chain(of_norms).chain(&shortcut).any(Tensor::is_tracked);
-    if learns || after.norm.has_batch() {
+    if learns {
         let precision = compute.precision;
         let step = [stride, padding];
         let (y, moved) = match before {

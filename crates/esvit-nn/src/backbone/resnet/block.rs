@@ -33,6 +33,18 @@ impl ConvNorm {
         }
     }
 
+    /// Convolution number `number` of a branch.
+    fn numbered(
+        scope: &mut Scope<'_>,
+        number: usize,
+        sizes: [usize; 3],
+        stride: usize,
+        norm_eps: f64,
+    ) -> Self {
+        let (conv, norm) = (format!("conv{number}"), format!("bn{number}"));
+        Self::new(scope, [&conv, &norm], sizes, stride, norm_eps)
+    }
+
     /// The convolution, after the norm and the ReLU that its input still lacks.
     pub(super) fn forward(&self, params: &Params, input: Branch, ctx: &ForwardCtx) -> Branch {
         let maps = match input {
@@ -45,7 +57,7 @@ impl ConvNorm {
         Branch::Unnormalized(maps, norm)
     }
 
-    /// The same with the norm after it, or with a shortcut `relu(norm(..) + shortcut)`.
+    /// The same with the norm after it, or with a shortcut `relu(norm(..) + shortcut)`, which ends a branch.
     pub(super) fn finish(
         &self,
         params: &Params,
@@ -118,30 +130,6 @@ enum Step {
     Selective(SelectiveKernels),
 }
 
-impl Step {
-    fn conv(
-        scope: &mut Scope<'_>,
-        number: usize,
-        sizes: [usize; 3],
-        stride: usize,
-        norm_eps: f64,
-    ) -> Self {
-        Self::Conv(conv_norm(scope, number, sizes, stride, norm_eps))
-    }
-}
-
-/// Convolution number `number` of a branch.
-fn conv_norm(
-    scope: &mut Scope<'_>,
-    number: usize,
-    sizes: [usize; 3],
-    stride: usize,
-    norm_eps: f64,
-) -> ConvNorm {
-    let (conv, norm) = (format!("conv{number}"), format!("bn{number}"));
-    ConvNorm::new(scope, [&conv, &norm], sizes, stride, norm_eps)
-}
-
 /// A block: convolutions, and a shortcut around them.
 #[derive(Debug)]
 pub(super) struct Block {
@@ -149,7 +137,7 @@ pub(super) struct Block {
     pub(super) index: usize,
     pub(super) stage: usize,
     pub(super) ends_stage: bool,
-    /// All convolutions of the branch but the last.
+    /// The branch but for its last convolution.
     steps: Vec<Step>,
     last: ConvNorm,
     /// What makes the input as wide and small as the branch; nothing where it is.
@@ -170,20 +158,22 @@ impl Block {
         let stride = if stage > 0 && block == 0 { 2 } else { 1 };
         let eps = config.norm_eps;
         let steps = match config.block {
-            BlockKind::Basic => vec![Step::conv(scope, 1, [inputs, width, 3], stride, eps)],
+            BlockKind::Basic => {
+                vec![Step::Conv(ConvNorm::numbered(scope, 1, [inputs, width, 3], stride, eps))]
+            }
             BlockKind::Bottleneck => vec![
-                Step::conv(scope, 1, [inputs, width, 1], 1, eps),
+                Step::Conv(ConvNorm::numbered(scope, 1, [inputs, width, 1], 1, eps)),
                 if config.selective_kernels {
                     let mut scope = scope.at("conv2");
                     Step::Selective(SelectiveKernels::new(&mut scope, width, stride, eps))
                 } else {
-                    Step::conv(scope, 2, [width, width, 3], stride, eps)
+                    Step::Conv(ConvNorm::numbered(scope, 2, [width, width, 3], stride, eps))
                 },
             ],
         };
         let last = match config.block {
-            BlockKind::Basic => conv_norm(scope, 2, [width, outputs, 3], 1, eps),
-            BlockKind::Bottleneck => conv_norm(scope, 3, [width, outputs, 1], 1, eps),
+            BlockKind::Basic => ConvNorm::numbered(scope, 2, [width, outputs, 3], 1, eps),
+            BlockKind::Bottleneck => ConvNorm::numbered(scope, 3, [width, outputs, 1], 1, eps),
         };
         let differs = stride > 1 || inputs != outputs;
         let shortcut = differs
