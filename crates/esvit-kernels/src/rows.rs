@@ -16,6 +16,10 @@ const BLOCK_BYTES: usize = 384 << 10;
 /// Minimum and maximum rows of a block: at least a few tiles for every panel of weights.
 const BLOCK_ROWS: Range<usize> = 48..192;
 
+/// How many times as large a block may be for products of tiles, which wait for weights sooner.
+/// Processors that have them have 2 MiB of L2.
+const LARGER_FOR_TILES: usize = 2;
+
 /// Rows that go through the GEMMs of a backward pass together: bounds the memory of intermediate
 /// gradients.
 pub(crate) const BAND_ROWS: usize = 6144;
@@ -25,8 +29,9 @@ pub(crate) const BLOCK_SHARES: usize = 4;
 
 /// Rows of a block whose widest buffer has `widest` values a row.
 pub(crate) fn fitting_rows<T: Element>(widest: usize) -> usize {
-    let fitting = BLOCK_BYTES / (widest * size_of::<T>()).max(1);
-    fitting.clamp(BLOCK_ROWS.start, BLOCK_ROWS.end)
+    let times = if T::has_tiles() { LARGER_FOR_TILES } else { 1 };
+    let fitting = times * BLOCK_BYTES / (widest * size_of::<T>()).max(1);
+    fitting.clamp(times * BLOCK_ROWS.start, times * BLOCK_ROWS.end)
 }
 
 /// Rows of every block but the last when `total` rows are split into blocks. Depends on sizes only,

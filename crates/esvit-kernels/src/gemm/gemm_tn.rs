@@ -16,6 +16,9 @@ use crate::profile;
 /// K rows that are packed and multiplied at a time, so that the packed operands stay in the caches.
 const CHUNK_K: usize = 1536;
 
+/// The same for products of tiles, which wait for operands sooner.
+const CHUNK_K_OF_TILES: usize = 768;
+
 /// Maximum number of output rows (columns of A) of a task.
 const TASK_M: usize = 96;
 
@@ -62,11 +65,12 @@ pub(crate) fn gemm_tn<T: Element>(
     let width = panel_width(b.columns);
     let in_rows = T::loads_rows();
     let k_multiple = if in_rows { TILE_K } else { T::K_PACK };
-    let stored = rows.min(CHUNK_K).next_multiple_of(k_multiple);
+    let most = if T::has_tiles() { CHUNK_K_OF_TILES } else { CHUNK_K };
+    let stored = rows.min(most).next_multiple_of(k_multiple);
     let mut lhs_panels = Buffer::scratch(stored * a.columns.next_multiple_of(LANES));
     let mut rhs_panels = Buffer::scratch(stored * b.columns.next_multiple_of(LANES));
-    for start in (0..rows).step_by(CHUNK_K) {
-        let chunk = start..(start + CHUNK_K).min(rows);
+    for start in (0..rows).step_by(most) {
+        let chunk = start..(start + most).min(rows);
         let stored = chunk.len().next_multiple_of(k_multiple);
         let k_steps = stored / T::K_PACK;
         let lhs_panels = &mut lhs_panels[..stored * a.columns.next_multiple_of(LANES)];

@@ -113,6 +113,12 @@ pub trait Gemm: Sized {
         false
     }
 
+    /// Whether the GEMM in use multiplies tiles, beside which all else takes long: operations then fetch
+    /// operands less often.
+    fn has_tiles() -> bool {
+        false
+    }
+
     /// `out = lhs * panel + bias`, or `out += lhs * panel + bias` with `add`.
     fn gemm(
         lhs: Lhs<'_, Self>,
@@ -175,6 +181,10 @@ impl Gemm for Bf16 {
     }
 
     fn loads_rows() -> bool {
+        Self::has_tiles()
+    }
+
+    fn has_tiles() -> bool {
         isa::current().has_tiles()
     }
 }

@@ -3,8 +3,8 @@
 //! A block of 32 x 32 sums is accumulated in four tile registers along K: for every two tiles of the
 //! LHS and two of the RHS that are loaded there are four products. Tiles are loaded from where the
 //! operands lie: 16 rows of the LHS, 16 K steps of a panel in VNNI layout. K is split into cache
-//! blocks of [`KC`] tiles and M into blocks of [`MC`] rows, for which 32 columns of the panel stay in
-//! L1 while rows of the LHS pass from L2.
+//! blocks of [`KC`] tiles, of which a panel stays in L1 while rows of the LHS pass from L2, each once.
+//! M is split into blocks of [`MC`] rows, of which tiles are packed at a time.
 //!
 //! What is no whole tile goes through buffers of the thread and is padded there with zeros: the last
 //! K steps, the last rows, and an LHS that does not lie in rows. So nothing beyond an operand is read
@@ -34,13 +34,12 @@ pub(super) const TILE_K: usize = SIDE * PAIR;
 /// Values of a K step.
 const PAIR: usize = Bf16::K_PACK;
 
-/// Tiles of a cache block along K: 256 values, so that 32 columns of a panel and 32 rows of the LHS
-/// fit L1 (48 KiB) together. Each takes 16 KiB, but these columns of a panel of 64 fall on half of its
-/// sets.
+/// Tiles of a cache block along K: 256 values, so that a panel (32 KiB) and 32 rows of the LHS (16 KiB)
+/// fit L1.
 const KC: usize = 8;
 
 /// Rows of a cache block, as many as the operations multiply at a time.
-const MC: usize = 192;
+const MC: usize = 384;
 
 /// Rows and columns of a block of accumulators.
 const BLOCK: usize = 2 * SIDE;
@@ -86,10 +85,6 @@ struct Strip {
 }
 
 impl Strip {
-    fn tile(&self, index: usize) -> (*const u8, usize) {
-        (self.first.wrapping_add(index * self.step), self.stride)
-    }
-
     fn last(&self) -> (*const u8, usize) {
         (self.last, self.last_stride)
     }
@@ -144,10 +139,17 @@ impl Block {
                 }
             },
         }
-        for index in 0..self.whole {
-            let [lhs, rhs] = [self.lhs, self.rhs].map(|of| of.map(|strip| strip.tile(index)));
+        let [mut lhs, mut rhs] =
+            [self.lhs, self.rhs].map(|of| of.map(|strip| (strip.first, strip.stride)));
+        for _ in 0..self.whole {
             // SAFETY: as said for the block.
             unsafe { multiply::<U, ROWS, COLUMNS>(unit, lhs, rhs) };
+            for ((first, _), strip) in lhs.iter_mut().zip(&self.lhs) {
+                *first = first.wrapping_add(strip.step);
+            }
+            for ((first, _), strip) in rhs.iter_mut().zip(&self.rhs) {
+                *first = first.wrapping_add(strip.step);
+            }
         }
         if self.is_padded {
             let [lhs, rhs] = [self.lhs, self.rhs].map(|of| of.map(|strip| strip.last()));
@@ -321,22 +323,21 @@ impl Part<'_> {
         let Scratch { lhs: lhs_tiles, rhs: last_steps, out: last_rows } = scratch;
         let last_rows = &mut last_rows.0;
         let is_continued = self.add || self.steps.start > 0;
-        for column in (0..self.panel.width).step_by(BLOCK) {
-            let columns = BLOCK.min(self.panel.width - column);
-            let second = column + columns - SIDE;
-            let rhs = [column, second].map(|column| self.rhs_strip(column, &last_steps.0));
-            for row in self.rows.clone().step_by(BLOCK) {
-                let count = BLOCK.min(self.rows.end - row);
-                // Rows of the last row of tiles, if these are not all there.
-                let rest = count % SIDE;
-                let of_rest = row + count - rest..row + count;
+        for row in self.rows.clone().step_by(BLOCK) {
+            let count = BLOCK.min(self.rows.end - row);
+            let second = if count > SIDE { row + SIDE } else { row };
+            let lhs = [row, second].map(|row| self.lhs_strip(row, lhs_tiles));
+            // Rows of the last row of tiles, if these are not all there.
+            let rest = count % SIDE;
+            let of_rest = row + count - rest..row + count;
+            for column in (0..self.panel.width).step_by(BLOCK) {
+                let columns = BLOCK.min(self.panel.width - column);
                 if rest > 0 && is_continued {
                     for (row, to) in of_rest.clone().zip(&mut *last_rows) {
                         let from = &out.values[row * out.row_stride + column..];
                         to[..columns].copy_from_slice(&from[..columns]);
                     }
                 }
-                let second = if count > SIDE { row + SIDE } else { row };
                 let (stride, values) = (out.row_stride, out.values.as_mut_ptr());
                 let places = [row, second].map(|row| {
                     if row + SIDE <= self.rows.end {
@@ -353,9 +354,10 @@ impl Part<'_> {
                     Some(bias) => Some([(bias[column..].as_ptr().cast::<u8>(), 0); 2]),
                     None => None,
                 };
+                let last_column = column + columns - SIDE;
                 let block = Block {
-                    lhs: [row, second].map(|row| self.lhs_strip(row, lhs_tiles)),
-                    rhs,
+                    lhs,
+                    rhs: [column, last_column].map(|at| self.rhs_strip(at, &last_steps.0)),
                     whole: self.steps.len() / SIDE,
                     is_padded: !self.steps.len().is_multiple_of(SIDE),
                     start,
@@ -372,7 +374,7 @@ impl Part<'_> {
                     }
                 }
                 if rest > 0 {
-                    for (row, from) in of_rest.zip(&*last_rows) {
+                    for (row, from) in of_rest.clone().zip(&*last_rows) {
                         let to = &mut out.values[row * out.row_stride + column..];
                         to[..columns].copy_from_slice(&from[..columns]);
                     }
@@ -445,32 +447,36 @@ fn pack_last_steps(panel: &RhsPanel<'_, Bf16>, steps: &Range<usize>, to: &mut [B
 /// Packs the tiles of the LHS that cannot be loaded from where they lie.
 fn pack_lhs(lhs: &Lhs<'_, Bf16>, rows: &Range<usize>, steps: &Range<usize>, to: &mut [LhsTile]) {
     let along = steps.len().div_ceil(SIDE);
-    let in_rows = lies_in_rows(lhs);
-    for (row, to) in rows.clone().step_by(SIDE).zip(to.chunks_exact_mut(along)) {
-        let count = SIDE.min(rows.end - row);
-        for (step, Aligned(tile)) in steps.clone().step_by(SIDE).zip(to) {
-            let depth = SIDE.min(steps.end - step);
-            if in_rows && count == SIDE && depth == SIDE {
-                continue;
-            }
-            for (row, to) in (row..row + SIDE).zip(tile) {
-                if row >= rows.end {
-                    to.fill(Bf16::default());
-                    continue;
-                }
-                to[depth * PAIR..].fill(Bf16::default());
-                let from = &lhs.values[row * lhs.row_stride + step * lhs.k_stride..];
-                if in_rows {
-                    to[..depth * PAIR].copy_from_slice(&from[..depth * PAIR]);
-                } else {
-                    let pairs = to.chunks_exact_mut(PAIR).take(depth).enumerate();
-                    for (step, to) in pairs {
-                        to.copy_from_slice(&from[step * lhs.k_stride..][..PAIR]);
-                    }
-                }
-            }
+    let whole = steps.len() / SIDE;
+    for (row, tiles) in rows.clone().step_by(SIDE).zip(to.chunks_exact_mut(along)) {
+        let there = if lies_in_rows(lhs) && row + SIDE <= rows.end { whole } else { 0 };
+        for (at, Aligned(tile)) in tiles.iter_mut().enumerate().skip(there) {
+            let first = steps.start + at * SIDE;
+            pack_tile(lhs, row..rows.end, first..steps.end.min(first + SIDE), tile);
         }
     }
+}
+
+/// Packs a tile of the first of these rows and all of these K steps.
+fn pack_tile(
+    lhs: &Lhs<'_, Bf16>,
+    rows: Range<usize>,
+    steps: Range<usize>,
+    tile: &mut [[Bf16; TILE_K]; SIDE],
+) {
+    let (count, depth) = (rows.len().min(SIDE), steps.len() * PAIR);
+    for (row, to) in rows.zip(&mut *tile) {
+        let from = &lhs.values[row * lhs.row_stride + steps.start * lhs.k_stride..];
+        if lies_in_rows(lhs) {
+            to[..depth].copy_from_slice(&from[..depth]);
+        } else {
+            for (step, to) in to.chunks_exact_mut(PAIR).take(steps.len()).enumerate() {
+                to.copy_from_slice(&from[step * lhs.k_stride..][..PAIR]);
+            }
+        }
+        to[depth..].fill(Bf16::default());
+    }
+    tile[count..].fill([Bf16::default(); TILE_K]);
 }
 
 #[cfg(test)]
