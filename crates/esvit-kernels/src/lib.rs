@@ -39,6 +39,7 @@ pub mod mlp;
 pub mod nearest;
 pub mod optimizer;
 pub mod peak;
+pub mod pixels;
 pub mod pool;
 pub mod pooling;
 pub mod profile;

@@ -81,7 +81,8 @@ pub fn resample(from: Pixels<'_>, across: &Side, down: &Side, filter: Filter) ->
     if row_len == 0 {
         return wide;
     }
-    let mut block = vec![[0; ROWS]; (columns.inputs().len() * CHANNELS).next_multiple_of(TILE)];
+    let block = |bytes: usize| vec![[0; ROWS]; bytes.next_multiple_of(TILE)];
+    let (mut block, mut resized) = (block(columns.inputs().len() * CHANNELS), block(row_len));
     for (i, out) in wide.chunks_mut(ROWS * row_len).enumerate() {
         let first = needed.start + i * ROWS;
         let last = first + out.len() / row_len - 1;
@@ -92,7 +93,8 @@ pub fn resample(from: Pixels<'_>, across: &Side, down: &Side, filter: Filter) ->
             &bytes[columns.inputs().start * CHANNELS..columns.inputs().end * CHANNELS]
         });
         transpose(rows, &mut block);
-        resize_rows(&block, &columns, out);
+        resize_rows(&block, &columns, &mut resized);
+        transpose_back(&resized, out, row_len);
     }
     let mut out = vec![0; rows.count() * row_len];
     for (i, out) in out.chunks_exact_mut(row_len).enumerate() {
@@ -221,11 +223,36 @@ dispatch! {
         }
     }
 
-    /// The horizontal pass over a block `[inputs, 3, ROWS]`, to rows `out [rows, outputs, 3]`.
-    fn resize_rows(block: &[[u8; ROWS]], columns: &Taps, out: &mut [u8]) {
-        let row_len = columns.count() * CHANNELS;
+    /// The first rows of `block [bytes, ROWS]`, of `row_len` bytes each.
+    fn transpose_back(block: &[[u8; ROWS]], out: &mut [u8], row_len: usize) {
+        for (tile, columns) in block.chunks_exact(TILE).enumerate() {
+            for (half, rows) in out.chunks_mut(8 * row_len).enumerate() {
+                let mut words = [[0; TILE / 8]; 8];
+                for (column, words) in words.iter_mut().enumerate() {
+                    for (group, word) in words.iter_mut().enumerate() {
+                        let values = &columns[group * 8 + column][half * 8..];
+                        *word = u64::from_le_bytes(*values.first_chunk().expect("8 rows"));
+                    }
+                }
+                transpose_words(&mut words);
+                for (row, words) in rows.chunks_exact_mut(row_len).zip(&words) {
+                    let row = &mut row[tile * TILE..];
+                    let bytes = words.map(u64::to_le_bytes);
+                    let bytes = bytes.as_flattened();
+                    match row.first_chunk_mut::<TILE>() {
+                        Some(row) => row.copy_from_slice(bytes),
+                        None => row.copy_from_slice(&bytes[..row.len()]),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The horizontal pass over a block `[inputs, 3, ROWS]`, to `out [outputs, 3, ROWS]`.
+    fn resize_rows(block: &[[u8; ROWS]], columns: &Taps, out: &mut [[u8; ROWS]]) {
         let start = columns.inputs().start;
-        for output in 0..columns.count() {
+        let outputs = out.as_chunks_mut::<CHANNELS>().0;
+        for (output, out) in outputs.iter_mut().enumerate().take(columns.count()) {
             let (first, weights) = columns.of(output);
             let inputs = &block[(first - start) * CHANNELS..][..weights.len() * CHANNELS];
             let mut sums = [[HALF; ROWS]; CHANNELS];
@@ -237,9 +264,9 @@ dispatch! {
                     }
                 }
             }
-            for (lane, row) in out.chunks_exact_mut(row_len).enumerate() {
-                for (channel, sums) in sums.iter().enumerate() {
-                    row[output * CHANNELS + channel] = rounded(sums[lane]);
+            for (out, sums) in out.iter_mut().zip(sums) {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = rounded(sum);
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! foundations of Gaussian convolution by extended box filtering"), every pass rounded to 8 bits,
 //! borders replicated, rows before columns.
 
+use esvit_kernels::pixels::box_blur_row;
+
 use crate::Image;
 use crate::pixels::CHANNELS;
 
@@ -65,7 +67,6 @@ impl BoxBlur {
         let stride = sums.len();
         let row = |y: isize| {
             let y = y.clamp(0, height as isize - 1) as usize;
-            // The second slice tells the compiler the length, so that it vectorizes.
             &from[y * stride..][..stride]
         };
         let radius = self.radius as isize;
@@ -77,14 +78,8 @@ impl BoxBlur {
         }
         for (y, out) in (0isize..).zip(to.chunks_exact_mut(stride)) {
             let (before, after) = (row(y - radius - 1), row(y + radius + 1));
-            let first = row(y - radius);
-            let out = &mut out[..stride];
-            for i in 0..stride {
-                let edges = u32::from(before[i]) + u32::from(after[i]);
-                let total = sums[i] * self.whole + edges * self.part;
-                out[i] = ((total + (1 << 23)) >> 24) as u8;
-                sums[i] = sums[i] + u32::from(after[i]) - u32::from(first[i]);
-            }
+            let rows = [row(y - radius), before, after];
+            box_blur_row(rows, [self.whole, self.part], sums, out);
         }
     }
 }

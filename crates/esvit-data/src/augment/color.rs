@@ -3,12 +3,12 @@
 //! The arithmetic is Pillow's on 8-bit pixels (`ImageEnhance`, `convert("L")`,
 //! `convert("HSV")`), which torchvision's `ColorJitter` uses.
 
+use esvit_kernels::pixels::{self, blend};
 use esvit_kernels::rng::Rng;
 use esvit_settings::settings;
 
-use super::lookup::{apply_lut, blend, lut};
+use super::lookup::{apply_lut, lut};
 use crate::Image;
-use crate::pixels::CHANNELS;
 
 settings! {
     /// Color jitter: probability and ranges.
@@ -77,8 +77,7 @@ pub fn add_brightness(image: &mut Image, share: f64) {
 pub fn contrast(image: &mut Image, factor: f64) {
     let factor = factor as f32;
     let count = u64::from(image.width()) * u64::from(image.height());
-    let pixels = image.pixels().as_chunks::<CHANNELS>().0;
-    let sum: u64 = pixels.iter().map(|pixel| u64::from(luminance(*pixel))).sum();
+    let sum = pixels::luminance_sum(image.pixels().as_chunks().0);
     // Rounded, as in Pillow.
     let mean = ((2 * sum + count) / (2 * count)) as u8;
     apply_lut(image, &lut(|value| blend(mean, value, factor)));
@@ -86,76 +85,17 @@ pub fn contrast(image: &mut Image, factor: f64) {
 
 /// Blends every pixel with its luminance: 0 is a gray image, 1 the identity.
 pub fn saturation(image: &mut Image, factor: f64) {
-    let factor = factor as f32;
-    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        let gray = luminance(*pixel);
-        *pixel = pixel.map(|value| blend(gray, value, factor));
-    }
+    pixels::saturation(image.pixels_mut().as_chunks_mut().0, factor as f32);
 }
 
 /// Replaces every pixel by its luminance.
 pub fn grayscale(image: &mut Image) {
-    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        *pixel = [luminance(*pixel); 3];
-    }
+    pixels::grayscale(image.pixels_mut().as_chunks_mut().0);
 }
 
 /// Shifts the hue by `shift` turns, in 8 bits with wrap-around.
 pub fn hue(image: &mut Image, shift: f64) {
-    let shift = (shift * 255.0) as i32 as u8;
-    let hues: [[f32; CHANNELS]; 256] = std::array::from_fn(|hue| hue_complement(hue as u8, shift));
-    for pixel in image.pixels_mut().as_chunks_mut::<CHANNELS>().0 {
-        *pixel = shift_hue(*pixel, &hues);
-    }
-}
-
-/// The luminance of ITU-R 601-2 in 16-bit fixed point.
-fn luminance([r, g, b]: [u8; 3]) -> u8 {
-    ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
-}
-
-/// `1 - color` for the fully saturated color of an 8-bit hue (255 is a turn), shifted by `shift`
-/// with wrap-around.
-fn hue_complement(hue: u8, shift: u8) -> [f32; CHANNELS] {
-    let sixths = f32::from(hue.wrapping_add(shift)) * 6.0 / 255.0;
-    let falling = sixths - sixths.floor();
-    let rising = 1.0 - falling;
-    match sixths as u8 % 6 {
-        0 => [0.0, rising, 1.0],
-        1 => [falling, 0.0, 1.0],
-        2 => [1.0, 0.0, rising],
-        3 => [1.0, falling, 0.0],
-        4 => [rising, 1.0, 0.0],
-        _ => [0.0, 1.0, falling],
-    }
-}
-
-/// Pillow's 8-bit RGB to HSV and back; `hues` has [`hue_complement`] for every hue.
-#[inline]
-fn shift_hue(pixel: [u8; 3], hues: &[[f32; CHANNELS]; 256]) -> [u8; 3] {
-    let [r, g, b] = pixel;
-    let value = r.max(g).max(b);
-    let spread = value - r.min(g).min(b);
-    if spread == 0 {
-        return pixel;
-    }
-    // Hue and saturation are truncated to 8 bits, so rounding matters: as in Pillow, some steps are
-    // in f32 and some in f64.
-    let below = |channel: u8| f64::from(f32::from(value - channel) / f32::from(spread));
-    let sixths = if r == value {
-        below(b) - below(g)
-    } else if g == value {
-        2.0 + below(r) - below(b)
-    } else {
-        4.0 + below(g) - below(r)
-    } as f32;
-    let turns = f64::from(sixths) / 6.0 + 1.0;
-    let turn = (if turns >= 1.0 { turns - 1.0 } else { turns }) as f32;
-    let hue = (f64::from(turn) * 255.0) as u8;
-    let saturation = (f64::from(f32::from(spread) / f32::from(value)) * 255.0) as u8;
-
-    let saturation = f32::from(saturation) / 255.0;
-    hues[hue as usize].map(|absent| (f32::from(value) * (1.0 - saturation * absent) + 0.5) as u8)
+    pixels::shift_hue(image.pixels_mut().as_chunks_mut().0, (shift * 255.0) as i32 as u8);
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! RandAugment (Cubuk et al. 2019) as timm's `rand-m9-mstd0.5-inc1`: operations drawn from
 //! fifteen, all of which grow stronger with the magnitude.
 
+use esvit_kernels::pixels::blend;
 use esvit_kernels::rng::Rng;
 use esvit_settings::settings;
 
 use super::geometry::{rotation, transform};
 use super::histogram::{autocontrast, equalize};
-use super::lookup::{apply_lut, blend, lut};
+use super::lookup::{apply_lut, lut};
 use super::{brightness, contrast, saturation, solarize};
 use crate::Image;
 use crate::pixels::CHANNELS;
