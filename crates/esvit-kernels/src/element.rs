@@ -86,8 +86,8 @@ impl Element for Bf16 {
     }
 }
 
-/// f32 whose products are three of bf16 (bf16x3), where the hardware multiplies that: within 2^-14 of f32
-/// and about a third as fast as bf16. Where it does not, products are those of f32.
+/// f32 whose products are those of bf16 parts (bf16x3), where the hardware multiplies tiles of these:
+/// within 2^-16 of f32. Where it does not, products are those of f32.
 #[derive(Clone, Copy, Default, PartialEq)]
 #[repr(transparent)]
 pub struct Bf16x3(pub f32);

@@ -55,7 +55,7 @@ impl Isa {
     }
 
     /// Whether bf16 is multiplied in tiles.
-    pub(crate) fn has_tiles(self) -> bool {
+    pub fn has_tiles(self) -> bool {
         matches!(self, Self::Amx | Self::AmxEmulated)
     }
 }

@@ -185,12 +185,10 @@ fn choices_within(best: Isa) -> Vec<Choice> {
         if !multiplies_bf16 {
             found.push(Choice { isa, precision: Precision::F32, is_timed: true });
         }
-        // Where something multiplies it, what widens it is of no use; and three products of vectors, not of
-        // matrices, take longer than one of f32.
+        // Where something multiplies it, what widens it is of no use.
         let is_timed = isa == best || multiplies_bf16;
         found.push(Choice { isa, precision: Precision::Bf16, is_timed });
-        if multiplies_bf16 {
-            let is_timed = isa != Isa::Avx512Bf16;
+        if isa.has_tiles() {
             found.push(Choice { isa, precision: Precision::Bf16x3, is_timed });
         }
     }
@@ -243,10 +241,10 @@ mod tests {
         assert_eq!(timed(Avx512Bf16), [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16)]);
         let amx = [(Avx2, F32), (Avx512, F32), (Avx512Bf16, Bf16), (Amx, Bf16), (Amx, Bf16x3)];
         assert_eq!(timed(Amx), amx);
-        let arm = [(Baseline, F32), (NeonBf16, Bf16), (NeonBf16, Bf16x3)];
+        let arm = [(Baseline, F32), (NeonBf16, Bf16)];
         assert_eq!(timed(NeonBf16), arm);
-        // Products alone are measured of what is widened, too, and of three products.
-        assert_eq!(choices_within(Amx).len(), 8);
+        // Products alone are measured of what is widened, too, and of `bf16x3`.
+        assert_eq!(choices_within(Amx).len(), 7);
         for best in Isa::ALL {
             for precision in [F32, Bf16] {
                 let taken = (kernels_of(best, precision), precision);

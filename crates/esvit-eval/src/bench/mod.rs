@@ -170,8 +170,10 @@ fn register_gflops(precision: Precision, rounds: usize) -> f64 {
     2e-9 * match precision {
         Precision::F32 => peak::register_rate::<f32>(rounds),
         Precision::Bf16 => peak::register_rate::<Bf16>(rounds),
-        // Three products for one.
-        Precision::Bf16x3 if isa::has_bf16() => peak::register_rate::<Bf16x3>(rounds) / 3.0,
+        // Four products for one.
+        Precision::Bf16x3 if isa::current().has_tiles() => {
+            peak::register_rate::<Bf16x3>(rounds) / 4.0
+        }
         Precision::Bf16x3 => peak::register_rate::<Bf16x3>(rounds),
     }
 }

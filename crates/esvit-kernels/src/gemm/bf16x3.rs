@@ -1,92 +1,73 @@
-//! GEMM of f32 by three products of bf16.
+//! GEMM of f32 by products of bf16, for tiles.
 //!
 //! Each operand is split into the bf16 nearest to it, its high part, and the bf16 nearest to what is
-//! left, its low part. Of the four products of parts, that of both low ones is left out: it is within
-//! 2^-16 of the whole, as is what the low parts themselves round off. So each product of two values is
-//! off by at most 3 * 2^-16 of its size, where one in bf16 is by 2^-7; the sums are those of the bf16
-//! kernel in f32.
+//! left, its low part, which together are within 2^-17 of it. A pair of K values of bf16 is here the two
+//! parts of one value of the LHS; the pair of the RHS is one of its parts, twice. So two products of
+//! pairs are all four products of parts, of which that of both low ones would not be needed. The sums are
+//! those of the bf16 kernel in f32.
 //!
-//! Operands are split a cache block at a time, so that their parts stay in L2 for the three products.
-//! What is closer to zero than 2^-110 or beyond 3.38e38 has no parts that are.
+//! Operands are split a cache block at a time, so that their parts stay in L2 for both products. What is
+//! closer to zero than 2^-110 or beyond 3.38e38 has no parts that are.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Dims, Gemm, Lhs, NR, Output, RhsPanel, bias_only, check};
+use super::{Dims, Gemm, Lhs, Output, RhsPanel, bias_only, check};
 use crate::element::{Bf16, Bf16x3, Element};
 use crate::simd::dispatch;
 
-/// Values of a K step of bf16.
-const PAIR: usize = Bf16::K_PACK;
-
-/// K values of a cache block, an even number.
-const KC: usize = 256;
+/// K values of a cache block.
+const KC: usize = 128;
 
 /// Rows of a cache block.
-const MC: usize = 96;
+const MC: usize = 384;
 
-/// What is missing of a last pair of K steps.
-static ZEROS: [f32; NR] = [0.0; NR];
+/// The parts of a value, or one of them twice: as a K step of bf16.
+type Pair = [Bf16; Bf16::K_PACK];
 
-/// The parts of an operand, each as the bf16 kernel takes it.
-struct Parts {
-    high: Vec<Bf16>,
-    low: Vec<Bf16>,
+/// Operands of a cache block.
+#[derive(Default)]
+struct Block {
+    /// `[rows, steps]`, high and low part of each value.
+    lhs: Vec<Pair>,
+    /// `[steps, width]`, twice the high part, and twice the low part.
+    high: Vec<Pair>,
+    low: Vec<Pair>,
 }
 
-impl Parts {
-    const fn new() -> Self {
-        Self { high: Vec::new(), low: Vec::new() }
-    }
-
-    /// Room for so many values.
-    fn resize(&mut self, len: usize) {
-        self.high.resize(len, Bf16(0));
-        self.low.resize(len, Bf16(0));
-    }
-
-    /// Rows of so many values of both.
-    fn rows(&mut self, len: usize) -> impl Iterator<Item = (&mut [Bf16], &mut [Bf16])> {
-        self.high.chunks_exact_mut(len).zip(self.low.chunks_exact_mut(len))
-    }
-
-    /// Takes rows of an LHS, `[rows, steps]`, each padded with zeros to whole pairs.
+impl Block {
     fn take_rows(&mut self, lhs: &Lhs<'_, Bf16x3>, rows: &Range<usize>, steps: &Range<usize>) {
-        let len = steps.len().next_multiple_of(PAIR);
-        self.resize(rows.len() * len);
-        for (row, (high, low)) in rows.clone().zip(self.rows(len)) {
+        self.lhs.resize(rows.len() * steps.len(), Pair::default());
+        for (row, to) in rows.clone().zip(self.lhs.chunks_exact_mut(steps.len())) {
             let from = &lhs.values[row * lhs.row_stride + steps.start * lhs.k_stride..];
             let from: &[f32] = bytemuck::cast_slice(from);
             if lhs.k_stride == 1 {
-                split(&from[..steps.len()], high, low);
+                split(from, to);
             } else {
-                let parts = high.iter_mut().zip(&mut *low);
-                for (step, (high, low)) in (0..steps.len()).zip(parts) {
-                    (*high, *low) = parts_of(from[step * lhs.k_stride]);
+                for (step, to) in to.iter_mut().enumerate() {
+                    *to = parts_of(from[step * lhs.k_stride]);
                 }
             }
-            high[steps.len()..].fill(Bf16(0));
-            low[steps.len()..].fill(Bf16(0));
         }
     }
 
-    /// Takes K steps of a panel, `[pairs, width, PAIR]`.
     fn take_panel(&mut self, panel: &RhsPanel<'_, Bf16x3>, steps: &Range<usize>) {
-        let (width, len) = (panel.width, panel.width * PAIR);
-        self.resize(steps.len().div_ceil(PAIR) * len);
-        for (step, (high, low)) in steps.clone().step_by(PAIR).zip(self.rows(len)) {
-            let row = |step: usize| -> &[f32] {
-                bytemuck::cast_slice(&panel.values[step * panel.k_stride..][..width])
-            };
-            let second = if step + 1 < steps.end { row(step + 1) } else { &ZEROS[..width] };
-            let (high, low) = (high.as_chunks_mut::<PAIR>().0, low.as_chunks_mut::<PAIR>().0);
-            split_pairs(row(step), second, high, low);
+        let width = panel.width;
+        for part in [&mut self.high, &mut self.low] {
+            part.resize(steps.len() * width, Pair::default());
+        }
+        let to = self.high.chunks_exact_mut(width).zip(self.low.chunks_exact_mut(width));
+        for (step, (high, low)) in steps.clone().zip(to) {
+            let from = &panel.values[step * panel.k_stride..][..width];
+            split_twice(bytemuck::cast_slice(from), high, low);
         }
     }
 }
 
 thread_local! {
-    static PARTS: RefCell<[Parts; 2]> = const { RefCell::new([Parts::new(), Parts::new()]) };
+    static BLOCK: RefCell<Block> = const {
+        RefCell::new(Block { lhs: Vec::new(), high: Vec::new(), low: Vec::new() })
+    };
 }
 
 /// # Safety
@@ -102,26 +83,25 @@ pub(super) unsafe fn gemm(
     if k_steps == 0 {
         return bias_only(&panel, m, out, add);
     }
-    PARTS.with_borrow_mut(|[lhs_parts, rhs_parts]| {
+    BLOCK.with_borrow_mut(|block| {
         for first in (0..k_steps).step_by(KC) {
             let steps = first..(first + KC).min(k_steps);
-            rhs_parts.take_panel(&panel, &steps);
+            block.take_panel(&panel, &steps);
             for first in (0..m).step_by(MC) {
                 let rows = first..(first + MC).min(m);
-                lhs_parts.take_rows(&lhs, &rows, &steps);
+                block.take_rows(&lhs, &rows, &steps);
                 let bias = panel.bias.filter(|_| steps.start == 0);
                 let row_stride = out.row_stride;
                 let values = &mut out.values[rows.start * row_stride..];
-                let dims = Dims { m: rows.len(), k_steps: steps.len().div_ceil(PAIR) };
+                let dims = Dims { m: rows.len(), k_steps: steps.len() };
                 let part = Part { width: panel.width, bias, dims, row_stride };
                 let add = add || steps.start > 0;
                 // SAFETY: the caller says that the machine has the instruction set.
                 unsafe {
                     // The small ones first.
-                    part.multiply(&lhs_parts.low, &rhs_parts.high, values, add);
+                    part.multiply(&block.lhs, &block.low, values, add);
                     let part = Part { bias: None, ..part };
-                    part.multiply(&lhs_parts.high, &rhs_parts.low, values, true);
-                    part.multiply(&lhs_parts.high, &rhs_parts.high, values, true);
+                    part.multiply(&block.lhs, &block.high, values, true);
                 }
             }
         }
@@ -139,10 +119,11 @@ struct Part<'a> {
 impl Part<'_> {
     /// # Safety
     /// The machine has the instruction set in use.
-    unsafe fn multiply(&self, lhs: &[Bf16], rhs: &[Bf16], values: &mut [f32], add: bool) {
+    unsafe fn multiply(&self, lhs: &[Pair], rhs: &[Pair], values: &mut [f32], add: bool) {
         let &Self { width, bias, dims, row_stride } = self;
-        let lhs = Lhs::from_rows(lhs, dims.k_steps * PAIR);
-        let panel = RhsPanel { values: rhs, k_stride: width * PAIR, width, bias };
+        let lhs = Lhs::from_rows(lhs.as_flattened(), dims.k_steps * Bf16::K_PACK);
+        let values_of = rhs.as_flattened();
+        let panel = RhsPanel { values: values_of, k_stride: width * Bf16::K_PACK, width, bias };
         let mut out = Output { values, row_stride };
         check(&lhs, &panel, dims, &out);
         let kernel = Bf16::kernel();
@@ -151,7 +132,7 @@ impl Part<'_> {
     }
 }
 
-/// The same in f32, where nothing multiplies bf16.
+/// The same in f32, where there are no tiles.
 ///
 /// # Safety
 /// The machine has the instruction set in use, and the operands reach as far as `check` demands.
@@ -173,30 +154,25 @@ pub(super) unsafe fn gemm_in_f32(
 
 /// The high and the low part of a value.
 #[inline(always)]
-fn parts_of(value: f32) -> (Bf16, Bf16) {
+fn parts_of(value: f32) -> Pair {
     let high = Bf16::from_f32(value);
-    (high, Bf16::from_f32(value - high.to_f32()))
+    [high, Bf16::from_f32(value - high.to_f32())]
 }
 
 dispatch! {
-    /// Splits a row.
-    fn split(from: &[f32], high: &mut [Bf16], low: &mut [Bf16]) {
-        for ((&value, high), low) in from.iter().zip(high).zip(low) {
-            (*high, *low) = parts_of(value);
+    /// The parts of each value.
+    fn split(from: &[f32], to: &mut [Pair]) {
+        for (&value, to) in from.iter().zip(to) {
+            *to = parts_of(value);
         }
     }
 
-    /// Splits two rows of a panel, which become pairs.
-    fn split_pairs(
-        first: &[f32],
-        second: &[f32],
-        high: &mut [[Bf16; 2]],
-        low: &mut [[Bf16; 2]],
-    ) {
-        for (((&first, &second), high), low) in first.iter().zip(second).zip(high).zip(low) {
-            let ((first, first_rest), (second, second_rest)) = (parts_of(first), parts_of(second));
-            *high = [first, second];
-            *low = [first_rest, second_rest];
+    /// Each part of each value twice.
+    fn split_twice(from: &[f32], high: &mut [Pair], low: &mut [Pair]) {
+        for ((&value, high), low) in from.iter().zip(high).zip(low) {
+            let parts = parts_of(value);
+            *high = [parts[0]; 2];
+            *low = [parts[1]; 2];
         }
     }
 }

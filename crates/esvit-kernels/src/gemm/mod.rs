@@ -1,4 +1,5 @@
-//! GEMM, `C = A B`, for f32 and bf16 operands with f32 accumulation, and for f32 by bf16 (`bf16x3.rs`).
+//! GEMM, `C = A B`, for f32 and bf16 operands with f32 accumulation, and for f32 by tiles of bf16
+//! (`bf16x3.rs`).
 //!
 //! All GEMMs are calls of [`Gemm::gemm`]: `M` rows of the LHS times one packed panel of at most
 //! [`NR`] columns of the RHS. K is split into cache blocks of [`KC`] steps; within a block, tiles
@@ -191,15 +192,19 @@ impl Gemm for Bf16 {
 
 impl Gemm for Bf16x3 {
     fn kernel() -> Kernel<Bf16x3> {
-        if isa::has_bf16() { bf16x3::gemm } else { bf16x3::gemm_in_f32 }
+        if Self::has_tiles() { bf16x3::gemm } else { bf16x3::gemm_in_f32 }
     }
 
     fn registers() -> RegisterLoop {
-        RegisterLoop::of_bf16()
+        if Self::has_tiles() { RegisterLoop::of_bf16() } else { RegisterLoop::of_f32() }
     }
 
     fn loads_rows() -> bool {
-        isa::has_bf16()
+        Self::has_tiles()
+    }
+
+    fn has_tiles() -> bool {
+        isa::current().has_tiles()
     }
 }
 

@@ -22,8 +22,8 @@ pub enum Precision {
     F32,
     /// bfloat16, accumulated in f32.
     Bf16,
-    /// 32 bits, multiplied as three products of bf16, accumulated in f32: as exact as f32 but for some
-    /// 2^-15. Where no hardware multiplies bf16, this is f32.
+    /// 32 bits, multiplied as products of two parts in bf16, accumulated in f32: within some 2^-16 of
+    /// f32. Where no hardware multiplies tiles of bf16, this is f32.
     Bf16x3,
 }
 
@@ -63,8 +63,9 @@ impl Precision {
 
     /// What is to be said of it on this machine.
     pub fn remark(self) -> Option<&'static str> {
-        let is_other = self == Self::Bf16x3 && !isa::has_bf16();
-        is_other.then_some("`bf16x3` is computed as f32: nothing here multiplies bf16 in hardware")
+        let is_other = self == Self::Bf16x3 && !isa::current().has_tiles();
+        is_other
+            .then_some("`bf16x3` is computed as f32: it needs a unit that multiplies tiles (AMX)")
     }
 }
 

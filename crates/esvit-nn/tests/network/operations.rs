@@ -116,7 +116,7 @@ fn far(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// Every operation that takes a precision, in bf16: its result and all gradients are near those in
-/// f32, and at least one of them is not the same. By three products of bf16 they are nearer. Blocks that
+/// f32, and at least one of them is not the same. By products of bf16 parts they are nearer. Blocks that
 /// are computed again give the same bits.
 #[test]
 fn bf16_is_near_f32_in_every_operation() {
@@ -322,7 +322,7 @@ fn bf16_is_near_f32_in_every_operation() {
         let found = run(Precision::Bf16x3, false);
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let far = far(found, expected);
-            assert!(far < 3e-4, "{what} by three products, {i}: {far}");
+            assert!(far < 3e-4, "{what} by parts, {i}: {far}");
         }
         assert!(run(Precision::Bf16x3, true) == found, "{what}, computed again");
     }

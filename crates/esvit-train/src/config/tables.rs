@@ -238,7 +238,7 @@ settings! {
         pub activation_checkpointing: bool = false,
         /// Device: `cpu`.
         pub device: String = "cpu".into(),
-        /// The type of GEMM operands and saved activations; `bf16x3` is f32 by three products of bf16.
+        /// The type of GEMM operands and saved activations; `bf16x3` is f32 by products of bf16 parts.
         /// `auto` for what is faster on processors like this one; a run keeps it.
         pub precision: PrecisionChoice = PrecisionChoice::Auto,
         /// Steps between lines of the log.
@@ -257,7 +257,7 @@ pub enum PrecisionChoice {
     F32,
     /// bfloat16, accumulated in f32.
     Bf16,
-    /// 32 bits, multiplied as three products of bf16.
+    /// 32 bits, multiplied as products of parts in bf16.
     Bf16x3,
 }
 

@@ -3,7 +3,7 @@ use super::*;
 use crate::isa::tests::under_each;
 use crate::testing::{normal, stored};
 
-/// Asserts that a sum of products is found within three roundings of 2^-16 for each product, and those
+/// Asserts that a sum of products is found within two roundings of 2^-17 for each product, and those
 /// of the sums in f32, `times` over.
 fn assert_within(
     found: f32,
@@ -15,15 +15,15 @@ fn assert_within(
     for product in products.map(|[a, b]| f64::from(a) * f64::from(b)) {
         (sum, size, count) = (sum + product, size + product.abs(), count + 1);
     }
-    let roundings = f64::from(6 * count + 8) * 2f64.powi(-24);
-    let bound = times * (3.0 * 2f64.powi(-16) + roundings) * size;
+    let roundings = f64::from(8 * count + 8) * 2f64.powi(-24);
+    let bound = times * (2.0 * 2f64.powi(-17) + roundings) * size;
     let error = (f64::from(found) - times * sum).abs();
     // Not `error > bound`, which NaN passes.
     assert!(error <= bound, "{}: {error:.1e}, not {bound:.1e}", what());
 }
 
 #[test]
-fn within_three_roundings() {
+fn within_two_roundings() {
     under_each(|isa| {
         for [m, k, n] in [
             [1, 1, 1],
@@ -53,7 +53,7 @@ fn within_three_roundings() {
 }
 
 #[test]
-fn gradients_of_weights_within_three_roundings() {
+fn gradients_of_weights_within_two_roundings() {
     under_each(|isa| {
         for [rows, m, n] in [[1, 1, 1], [33, 5, 17], [300, 20, 70], [1537, 3, 16]] {
             let (a, b) = (normal(rows * m, 1), normal(rows * n, 2));
@@ -73,12 +73,12 @@ fn gradients_of_weights_within_three_roundings() {
 #[test]
 fn a_row_alone() {
     under_each(|isa| {
-        let (m, k, n) = (200, 600, 48);
+        let (m, k, n) = (400, 600, 48);
         let x = stored::<Bf16x3>(&normal(m * k, 1), k);
         let packed = PackedRhs::from_transposed(&normal(n * k, 2), k, None);
         let mut all = vec![0.0; m * n];
         packed.gemm(Lhs::from_rows(&x, k), m, &mut all, n, false);
-        for row in [0, 31, 95, 96, 191, 199] {
+        for row in [0, 31, 95, 383, 384, 399] {
             let mut alone = vec![0.0; n];
             packed.gemm(Lhs::from_rows(&x[row * k..], k), 1, &mut alone, n, false);
             assert_eq!(alone, all[row * n..][..n], "{isa:?} {row}");
@@ -121,7 +121,7 @@ fn without_k_steps_there_is_the_bias() {
 #[test]
 fn parts_of_values() {
     let parts = |value: f32| {
-        let (high, low) = parts_of(value);
+        let [high, low] = parts_of(value);
         (high.to_f32(), low.to_f32())
     };
     assert_eq!(parts(1.0 + 1.0 / 32_768.0), (1.0, 1.0 / 32_768.0));
@@ -130,6 +130,6 @@ fn parts_of_values() {
     for value in normal(1000, 1) {
         let (high, low) = parts(value);
         let error = f64::from(value) - f64::from(high) - f64::from(low);
-        assert!(error.abs() <= 2f64.powi(-16) * f64::from(value.abs()), "{value}: {error:.1e}");
+        assert!(error.abs() <= 2f64.powi(-17) * f64::from(value.abs()), "{value}: {error:.1e}");
     }
 }
