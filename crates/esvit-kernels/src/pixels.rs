@@ -158,7 +158,7 @@ fn shift_hues(planes: &mut Planes, shift: u8) {
     }
     for i in 0..BLOCK {
         // 255 is a turn.
-        let sixths = (hue[i] + i32::from(shift) & 255) as f32 * 6.0 / 255.0;
+        let sixths = ((hue[i] + i32::from(shift)) & 255) as f32 * 6.0 / 255.0;
         let sector = truncated(sixths);
         let falling = sixths - sector as f32;
         let rising = 1.0 - falling;
