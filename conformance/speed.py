@@ -8,6 +8,7 @@
 Every contender is a process of its own, so that peak memories can be told apart; they run one
 after the other, never at once, and take turns, so that a slow minute of the machine hits all.
 Where a network has several forms in PyTorch, all are tried first, and the fastest one takes part.
+`--isa avx2` holds both sides to an instruction set; ONNX Runtime cannot be held and is left out.
 Prints medians, ratios (peer / esvit: above 1 esvit is faster) and peak memories.
 """
 
@@ -31,6 +32,23 @@ GLOBAL_SIZE, LOCAL_CROPS = 224, 8
 # Repetitions of each form before one is chosen.
 TRIALS = 3
 IN_PYTORCH = ("eager", "compile")
+# What holds PyTorch's own kernels, MKL and oneDNN (which OpenVINO has too) to an instruction set.
+HELD = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+}
+
+
+# Options of `esvit bench` for an instruction set.
+ISA: list[str] = []
 
 
 def esvit() -> str:
@@ -41,7 +59,7 @@ def esvit() -> str:
 
 def bench(*arguments: str, iterations: int = 2) -> dict:
     """One run of `esvit bench`."""
-    command = [esvit(), "bench", *arguments, "--iterations", str(iterations), "--json"]
+    command = [esvit(), "bench", *arguments, *ISA, "--iterations", str(iterations), "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
@@ -187,7 +205,7 @@ def compare_forward(
     peers += [("eager", "bf16"), ("openvino", "bf16")]
     if compile_too:
         peers += [("compile", "f32"), ("compile", "bf16")]
-    peers = [peer for peer in peers if peer[1] in precisions]
+    peers = [peer for peer in peers if peer[1] in precisions and not (ISA and "onnx" in peer[0])]
     forms = {p: fastest_form("forward", arch, batch, p, "eager") for p in precisions}
     workers = {
         (runtime, p): Worker("forward", arch, forms[p], str(batch), p, runtime)
@@ -261,7 +279,11 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16", "f32"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--isa", choices=HELD, help="holds both sides to an instruction set")
     options = parser.parse_args()
+    if options.isa:
+        ISA.extend(["--isa", options.isa])
+        os.environ.update(HELD[options.isa])
     if options.what == "data":
         compare_data(options.rounds)
         return

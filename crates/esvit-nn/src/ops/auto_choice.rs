@@ -25,8 +25,8 @@ pub static AUTO_CHOICES: [AutoChoice; 5] = [
         vendor: Some(Vendor::Intel),
         isa: Some(Isa::Amx),
         precision: Precision::Bf16,
-        measured: "a kernel on trial reached 330 to 930 GFLOP/s on one core of an Emerald Rapids, \
-                   f32 reaches 225 to 340 on two; this program is not measured there yet",
+        measured: "two cores of a Xeon with AMX: a training step of Swin-T takes 1.11 s in bf16 and \
+                   2.83 s in f32, a forward pass 0.089 and 0.292 s",
     },
     AutoChoice {
         vendor: Some(Vendor::Intel),

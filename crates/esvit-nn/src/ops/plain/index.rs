@@ -146,11 +146,14 @@ impl Operation for Cat {
         let shape = self.output(&shapes);
         let [outer, _, inner] = shape.around(self.axis);
         let y = with_real!(inputs[0], T => {
-            let mut y: Vec<T> = Vec::with_capacity(shape.numel());
+            let mut y = T::uninit(shape.numel());
+            let mut rest = &mut y[..];
             for index in 0..outer {
                 for x in &inputs {
                     let len = x.shape()[self.axis] * inner;
-                    y.extend_from_slice(&x.values()[index * len..(index + 1) * len]);
+                    let (to, after) = rest.split_at_mut(len);
+                    to.copy_from_slice(&x.values()[index * len..][..len]);
+                    rest = after;
                 }
             }
             made(y, shape, &inputs[0])
