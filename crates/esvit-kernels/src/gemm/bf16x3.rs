@@ -26,7 +26,6 @@ const MC: usize = 384;
 type Pair = [Bf16; Bf16::K_PACK];
 
 /// Operands of a cache block.
-#[derive(Default)]
 struct Block {
     /// `[rows, steps]`, high and low part of each value.
     lhs: Vec<Pair>,
@@ -122,8 +121,8 @@ impl Part<'_> {
     unsafe fn multiply(&self, lhs: &[Pair], rhs: &[Pair], values: &mut [f32], add: bool) {
         let &Self { width, bias, dims, row_stride } = self;
         let lhs = Lhs::from_rows(lhs.as_flattened(), dims.k_steps * Bf16::K_PACK);
-        let values_of = rhs.as_flattened();
-        let panel = RhsPanel { values: values_of, k_stride: width * Bf16::K_PACK, width, bias };
+        let rhs = rhs.as_flattened();
+        let panel = RhsPanel { values: rhs, k_stride: width * Bf16::K_PACK, width, bias };
         let mut out = Output { values, row_stride };
         check(&lhs, &panel, dims, &out);
         let kernel = Bf16::kernel();
