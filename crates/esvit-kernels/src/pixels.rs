@@ -13,7 +13,7 @@ type Planes = [[f32; BLOCK]; 3];
 
 /// The luminance of ITU-R 601-2 in 16-bit fixed point.
 #[inline(always)]
-pub fn luminance([r, g, b]: Pixel) -> u8 {
+fn luminance([r, g, b]: Pixel) -> u8 {
     ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
 }
 
@@ -73,7 +73,7 @@ dispatch! {
     /// that follows the last; `weights` whole and part. The sums become those of a box one row further on.
     ///
     /// # Panics
-    /// When rows have other lengths.
+    /// When a row is shorter than the sums.
     pub fn box_blur_row(
         rows: [&[u8]; 3],
         weights: [u32; 2],
@@ -117,6 +117,15 @@ fn store([red, green, blue]: &Planes, pixels: &mut [Pixel]) {
 /// the cast of the language it is an instruction that loops vectorize with.
 #[inline(always)]
 fn truncated(value: f32) -> i32 {
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < 255.0 { value } else { 255.0 };
+    // SAFETY: a number that an `i32` can hold.
+    unsafe { value.to_int_unchecked() }
+}
+
+/// The same for f64.
+#[inline(always)]
+fn truncated_f64(value: f64) -> i32 {
     let value = if value > 0.0 { value } else { 0.0 };
     let value = if value < 255.0 { value } else { 255.0 };
     // SAFETY: a number that an `i32` can hold.
@@ -176,15 +185,6 @@ fn shift_hues(planes: &mut Planes, shift: u8) {
         let color = |absent: f32| value[i] * (1.0 - saturation * absent) + 0.5;
         (red[i], green[i], blue[i]) = (color(absent_red), color(absent_green), color(absent_blue));
     }
-}
-
-/// The same for f64.
-#[inline(always)]
-fn truncated_f64(value: f64) -> i32 {
-    let value = if value > 0.0 { value } else { 0.0 };
-    let value = if value < 255.0 { value } else { 255.0 };
-    // SAFETY: a number that an `i32` can hold.
-    unsafe { value.to_int_unchecked() }
 }
 
 #[cfg(test)]

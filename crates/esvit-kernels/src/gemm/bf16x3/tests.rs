@@ -15,7 +15,7 @@ fn assert_within(
     for product in products.map(|[a, b]| f64::from(a) * f64::from(b)) {
         (sum, size, count) = (sum + product, size + product.abs(), count + 1);
     }
-    let roundings = f64::from(8 * count + 8) * 2f64.powi(-24);
+    let roundings = f64::from(6 * count + 8) * 2f64.powi(-24);
     let bound = times * (2.0 * 2f64.powi(-17) + roundings) * size;
     let error = (f64::from(found) - times * sum).abs();
     // Not `error > bound`, which NaN passes.
