@@ -64,25 +64,38 @@ pub struct Segment<'a> {
 }
 
 /// Saved activations of the rows that were not dropped, in window order: `xhat [rows, C]`,
-/// `rstd [rows]`, `qkv [rows, 3 C]` and the attention output `context [rows, C]`.
+/// `rstd [rows]`, `qkv [rows, 3 C]` unless it is computed again, and the attention output
+/// `context [rows, C]`.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     xhat: Buffer<T>,
     rstd: Vec<f32>,
-    qkv: Buffer<T>,
+    qkv: Option<Buffer<T>>,
     context: Buffer<T>,
+}
+
+/// Whether the backward pass computes queries, keys and values again: in bf16 this takes no longer
+/// than to write and to read them, which are three fifths of what else is saved.
+const fn recomputes_qkv<T>() -> bool {
+    size_of::<T>() < size_of::<f32>()
+}
+
+/// Values that [`forward`] saves of a row of `width` values.
+pub const fn saved_values<T: Element>(width: usize) -> usize {
+    if recomputes_qkv::<T>() { 2 * width } else { 5 * width }
 }
 
 impl Attention<'_> {
     /// Packs the weights for [`forward`]; valid as long as the parameters do not change.
     pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
-        let qkv_bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
-        let qkv = PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma));
         let proj = PackedRhs::from_transposed(self.proj_weight, self.width(), None);
-        PackedWeights {
-            qkv: qkv.with_bias(qkv_bias),
-            proj: proj.with_bias(self.proj_bias.to_vec()),
-        }
+        PackedWeights { qkv: self.pack_qkv(), proj: proj.with_bias(self.proj_bias.to_vec()) }
+    }
+
+    /// The weight of `qkv` with the norm's gamma and beta.
+    fn pack_qkv<T: Element>(&self) -> PackedRhs<T> {
+        let bias = fold_beta_into_bias(self.qkv_weight, self.beta, Some(self.qkv_bias));
+        PackedRhs::from_transposed(self.qkv_weight, self.width(), Some(self.gamma)).with_bias(bias)
     }
 
     fn width(&self) -> usize {
@@ -109,14 +122,14 @@ impl<T: Element> Saved<T> {
         Self {
             xhat: Buffer::kept_rows(kept, total, width),
             rstd: vec![0.0; kept],
-            qkv: Buffer::kept_rows(kept, total, 3 * width),
+            qkv: (!recomputes_qkv::<T>()).then(|| Buffer::kept_rows(kept, total, 3 * width)),
             context: Buffer::kept_rows(kept, total, width),
         }
     }
 
     fn all(&mut self) -> Activations<'_, T> {
         let Self { xhat, rstd, qkv, context } = self;
-        Activations { xhat, rstd, qkv, context }
+        Activations { xhat, rstd, qkv: qkv.as_deref_mut(), context }
     }
 }
 
@@ -124,7 +137,7 @@ impl<T: Element> Saved<T> {
 struct Activations<'a, T> {
     xhat: &'a mut [T],
     rstd: &'a mut [f32],
-    qkv: &'a mut [T],
+    qkv: Option<&'a mut [T]>,
     context: &'a mut [T],
 }
 
@@ -138,7 +151,7 @@ impl<T: Element> Activations<'_, T> {
         Self {
             xhat: cut(&mut self.xhat, count * row),
             rstd: cut(&mut self.rstd, count),
-            qkv: cut(&mut self.qkv, count * row3),
+            qkv: self.qkv.as_mut().map(|qkv| cut(qkv, count * row3)),
             context: cut(&mut self.context, count * row),
         }
     }
@@ -282,6 +295,14 @@ fn forward_part<T: Element>(
 ) {
     let width = packed.proj.n();
     let (row, row3) = (padded_row_len::<T>(width), padded_row_len::<T>(3 * width));
+    let mut own;
+    let qkv = match qkv {
+        Some(qkv) => qkv,
+        None => {
+            own = Buffer::<T>::rows(rows.len(), 3 * width);
+            &mut own[..]
+        }
+    };
     let size = if part.shared { block_rows::<T>(rows.len(), 3 * width) } else { rows.len().max(1) };
     (rows.reborrow().cut(size).into_par_iter())
         .zip(xhat.par_chunks_mut(size * row).zip(rstd.par_chunks_mut(size)))
@@ -333,6 +354,18 @@ pub fn backward<T: Element>(
     let (proj_weight, proj_bias) = layer_gradients("attention backward, weights", dy, x);
     drop((dbranch, context));
 
+    let qkv = qkv.unwrap_or_else(|| {
+        let weight = attention.pack_qkv::<T>();
+        let mut qkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
+        profile::time("attention backward, forward again", 3 * kept * width * width, || {
+            (qkv.par_chunks_mut(size * row3)).zip(xhat.par_chunks(size * row)).for_each(
+                |(qkv, xhat)| {
+                    linear(Lhs::from_rows(xhat, row), xhat.len() / row, &weight, qkv, row3);
+                },
+            );
+        });
+        qkv
+    });
     let mut dqkv = Buffer::<T>::scratch_kept_rows(kept, total, 3 * width);
     let mut start = 0;
     let windows = images.iter().map(|images| {

@@ -27,8 +27,9 @@ const IDLE_TAKES: u64 = 1 << 17;
 
 /// Words by which used and idle buffers together may exceed the high-water mark of used ones.
 /// Beyond that a new allocation first frees the buffers idle for longest: those that a backward
-/// pass returns first are those that the next forward pass takes last.
-const SLACK_WORDS: usize = 16 << 20;
+/// pass returns first are those that the next forward pass takes last. With much less, every step
+/// frees buffers and allocates them again.
+const SLACK_WORDS: usize = 32 << 20;
 
 /// How many times as large as needed a buffer may be that is taken so that none is freed.
 const MOST_WASTE: usize = 4;

@@ -7,12 +7,12 @@
 //!
 //! `loss = sum_r -sum_k t_rk log p_rk = sum_r (m_r logsumexp(s_r) - sum_j w_rj <q_j, s_r>)`.
 //!
-//! Rows of different images have no pair, so a few images at a time go through forward and
-//! backward. Prototypes are processed in chunks, so the logits matrix is never materialized: like
-//! an online softmax, every chunk has its own row maxima and sums of exponentials, combined at the
-//! end. The exponentials are saved in the element type; the gradient of the logits, `(m_r p_r -
-//! t_r) / temp`, is computed from them chunk by chunk and multiplied at once into those of `z`, `v`
-//! and `g`.
+//! Prototypes are processed in chunks, and of the rows a few images at a time, since rows of
+//! different images have no pair: the logits matrix is never materialized. Like an online softmax,
+//! every chunk has its own row maxima and sums of exponentials, combined at the end. The backward
+//! pass computes the exponentials again, unless they are so few that they are saved; the gradient of
+//! the logits, `(m_r p_r - t_r) / temp`, is computed from them chunk by chunk and multiplied at once
+//! into those of `z`, `v` and `g`.
 
 mod lanes;
 mod pairs;
@@ -21,7 +21,7 @@ mod part;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::Element;
+use crate::element::{Element, padded_row_len};
 use crate::elementwise::dot;
 use crate::gemm::NR;
 
@@ -34,14 +34,20 @@ const CHUNK: usize = 512;
 /// Minimum number of chunks, if there are enough panels, so that threads have work.
 const CHUNKS: usize = 16;
 
-/// Maximum number of groups of chunks, each one task with its own partial sum of the gradient of
-/// `z`, whatever the number of threads. The saved exponentials of a group are one buffer, freed
-/// when its gradients are done.
+/// Maximum number of groups of chunks, each one task of the backward pass with its own partial sum
+/// of the gradient of `z`, whatever the number of threads.
 const GROUPS: usize = 16;
 
-/// Maximum bytes of saved exponentials, unless one image alone has more: 512 rows over 65,536
-/// prototypes in f32, twice as many in bf16. Fewer rows at a time would pack prototypes more often.
-pub const EXPONENTIALS_BYTES: usize = 128 << 20;
+/// Maximum bytes of exponentials that are saved: of 64 rows over 65,536 prototypes in f32, of twice
+/// as many in bf16. For so few rows it would take longer to pack the prototypes again.
+pub const EXPONENTIALS_BYTES: usize = 16 << 20;
+
+/// Bytes of a part's exponentials of a chunk, in L2, unless one image alone has more.
+const PART_BYTES: usize = 1 << 20;
+
+/// Maximum rows of both sides that go through forward and backward together, unless one image alone
+/// has more: more would need larger partial sums, fewer would pack prototypes more often.
+const ROWS: usize = 4096;
 
 /// Weight-normalized prototypes `[K, D]`: `W_k = g_k v_k / |v_k|`.
 #[derive(Debug, Clone, Copy)]
@@ -94,14 +100,16 @@ struct Chunking {
     /// Prototypes of a chunk; the last one may have fewer.
     chunk: usize,
     d: usize,
-    /// Rows of both sides that buffers are allocated for.
+    /// Rows of both sides of a part that buffers are allocated for.
     row_capacity: usize,
+    /// Maximum bytes of saved exponentials.
+    saved_bytes: usize,
 }
 
 impl Chunking {
     fn new(prototypes: usize, d: usize) -> Self {
         let chunk = prototypes.div_ceil(CHUNKS).next_multiple_of(NR).min(CHUNK);
-        Self { prototypes, chunk, d, row_capacity: 0 }
+        Self { prototypes, chunk, d, row_capacity: 0, saved_bytes: 0 }
     }
 
     fn chunks(&self) -> usize {
@@ -115,6 +123,12 @@ impl Chunking {
     /// Chunks of a group; the last one may have fewer.
     fn per_group(&self) -> usize {
         self.chunks().div_ceil(GROUPS)
+    }
+
+    /// Bytes of the exponentials of some parts.
+    fn exponential_bytes<T: Element>(&self, parts: usize) -> usize {
+        let chunk = self.row_capacity * padded_row_len::<T>(self.chunk) * size_of::<T>();
+        parts * self.chunks() * chunk
     }
 }
 
@@ -130,17 +144,28 @@ pub fn cross_entropy<T: Element>(
     pairs: &Pairs,
     gradients: bool,
 ) -> (f32, Option<Gradients>) {
-    let max_rows = EXPONENTIALS_BYTES / (center.len() * size_of::<T>());
-    cross_entropy_in_parts::<T>([student, teacher], center, pairs, gradients, max_rows)
+    let part_rows = PART_BYTES / (CHUNK * size_of::<T>());
+    let limits = Limits { part_rows, rows: ROWS, saved_bytes: EXPONENTIALS_BYTES };
+    cross_entropy_within::<T>([student, teacher], center, pairs, gradients, limits)
 }
 
-/// [`cross_entropy`], `max_rows` rows of both sides at a time if their pairs allow.
-fn cross_entropy_in_parts<T: Element>(
+/// What bounds the memory of [`cross_entropy`].
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Rows of both sides of a part, if the pairs allow.
+    part_rows: usize,
+    /// Rows of parts that are computed together, unless one has more.
+    rows: usize,
+    /// Bytes of saved exponentials.
+    saved_bytes: usize,
+}
+
+fn cross_entropy_within<T: Element>(
     [student, teacher]: [&Side<'_>; 2],
     center: &[f32],
     pairs: &Pairs,
     gradients: bool,
-    max_rows: usize,
+    Limits { part_rows, rows: most_rows, saved_bytes }: Limits,
 ) -> (f32, Option<Gradients>) {
     let prototypes = center.len();
     let d = student.prototypes.v.len() / prototypes;
@@ -157,15 +182,26 @@ fn cross_entropy_in_parts<T: Element>(
         g: vec![0.0; prototypes],
     });
     let teachers = teacher.z.len() / d;
-    let parts = pairs.parts(teachers, max_rows);
+    let parts = pairs.parts(teachers, part_rows);
     // Allocations do not depend on how many teacher rows have a pair, so that the next step finds
     // buffers of the same size.
     let largest = parts.iter().map(Part::size).max().unwrap_or(0);
-    let row_capacity = largest.max(max_rows.min(rows + teachers));
-    let chunking = Chunking { row_capacity, ..Chunking::new(prototypes, d) };
+    let row_capacity = largest.max(part_rows.min(rows + teachers));
+    let chunking = Chunking { row_capacity, saved_bytes, ..Chunking::new(prototypes, d) };
     let mut loss = 0.0;
-    for part in &parts {
-        loss += part::cross_entropy::<T>(student, teacher, center, part, chunking, sums.as_mut());
+    let mut left = &parts[..];
+    while !left.is_empty() {
+        let mut sum = 0;
+        let together = left
+            .iter()
+            .take_while(|part| {
+                sum += part.size();
+                sum <= most_rows
+            })
+            .count();
+        let (now, later) = left.split_at(together.max(1));
+        loss += part::cross_entropy::<T>(student, teacher, center, now, chunking, sums.as_mut());
+        left = later;
     }
     (loss as f32, sums)
 }

@@ -157,11 +157,13 @@ impl Case {
     fn check<T: Element>(&self, within: f64) {
         let (all, [student, teacher]) = (self.all(), self.sides());
         let (expected_loss, expected) = (self.loss(&all), self.gradient(&all));
-        for max_rows in [1, 20, 1000] {
-            let what = |name| format!("{name}: {} {max_rows} rows at a time", T::NAME);
+        let limits = [(1, 30, 0), (20, 50, 4 << 10), (20, 1000, 64 << 10), (1000, 1000, 1 << 30)];
+        for (part_rows, rows, saved_bytes) in limits {
+            let limits = Limits { part_rows, rows, saved_bytes };
+            let what = |name| format!("{name}: {} {limits:?}", T::NAME);
             let loss = |gradients| {
                 let sides = [&student, &teacher];
-                cross_entropy_in_parts::<T>(sides, &self.center, &self.pairs, gradients, max_rows)
+                cross_entropy_within::<T>(sides, &self.center, &self.pairs, gradients, limits)
             };
             let ((found, gradients), (again, none)) = (loss(true), loss(false));
             assert!(again == found && none.is_none());

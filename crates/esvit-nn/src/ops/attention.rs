@@ -227,7 +227,8 @@ impl Operation for AttentionBranch {
                 Cost::products(self.images.iter().map(|&tokens| macs(tokens, tokens)).sum())
             }
         };
-        cost.of_branch(rows * width, 5 * rows * width, &self.scales, &self.compute)
+        let saved = with_element!(self.compute.precision, T => attention::saved_values::<T>(width));
+        cost.of_branch(rows * width, rows * saved, &self.scales, &self.compute)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
