@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, padded_row_len};
+use crate::element::{Element, padded_row_len, recomputes};
 use crate::gemm::{Lhs, Matrix, PackedRhs, layer_gradients};
 use crate::layer_norm::{fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
@@ -74,15 +74,9 @@ pub struct Saved<T: Element> {
     context: Buffer<T>,
 }
 
-/// Whether the backward pass computes queries, keys and values again: in bf16 this takes no longer
-/// than to write and to read them, which are three fifths of what else is saved.
-const fn recomputes_qkv<T>() -> bool {
-    size_of::<T>() < size_of::<f32>()
-}
-
 /// Values that [`forward`] saves of a row of `width` values.
-pub const fn saved_values<T: Element>(width: usize) -> usize {
-    if recomputes_qkv::<T>() { 2 * width } else { 5 * width }
+pub fn saved_values<T: Element>(width: usize) -> usize {
+    if recomputes::<T>() { 2 * width } else { 5 * width }
 }
 
 impl Attention<'_> {
@@ -122,7 +116,7 @@ impl<T: Element> Saved<T> {
         Self {
             xhat: Buffer::kept_rows(kept, total, width),
             rstd: vec![0.0; kept],
-            qkv: (!recomputes_qkv::<T>()).then(|| Buffer::kept_rows(kept, total, 3 * width)),
+            qkv: (!recomputes::<T>()).then(|| Buffer::kept_rows(kept, total, 3 * width)),
             context: Buffer::kept_rows(kept, total, width),
         }
     }

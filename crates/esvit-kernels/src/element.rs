@@ -26,6 +26,12 @@ pub trait Element: Gemm + bytemuck::Pod + Default + Debug + PartialEq + Send + S
     fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]>;
 }
 
+/// Whether backward passes compute again what one product gives, instead of reading what the forward
+/// pass saved: with bf16 tiles (AMX) this takes hardly longer than to write and to read it.
+pub(crate) fn recomputes<T: Element>() -> bool {
+    size_of::<T>() < size_of::<f32>() && T::has_tiles()
+}
+
 impl Element for f32 {
     const K_PACK: usize = 1;
     const NAME: &'static str = "f32";

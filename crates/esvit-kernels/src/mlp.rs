@@ -7,11 +7,13 @@ use rayon::prelude::*;
 
 use crate::activation::{Activation, Gate, activate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, padded_row_len};
+use crate::element::{Element, padded_row_len, recomputes};
 use crate::gemm::{Lhs, Matrix, NR, PackedRhs, gemm_tn};
 use crate::layer_norm::{self, fold_beta_into_bias, folded_affine_backward};
 use crate::profile;
-use crate::rows::{BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel, slots, store};
+use crate::rows::{
+    BAND_ROWS, Rows, SampleScales, block_rows, for_each_panel, linear, slots, store,
+};
 use crate::simd::{dispatch, prefetch};
 
 /// The parameters: layer norm over `C`, `fc1 [hidden, C]` and `fc2 [C, hidden]`.
@@ -49,20 +51,29 @@ pub struct PackedWeights<T: Element> {
 }
 
 /// Saved activations of the rows that were not dropped: those of the norm, and the pre-activation
-/// `hidden [rows, hidden]`.
+/// `hidden [rows, hidden]` unless it is computed again.
 #[derive(Debug, Clone)]
 pub struct Saved<T: Element> {
     norm: layer_norm::Saved<T>,
-    hidden: Buffer<T>,
+    hidden: Option<Buffer<T>>,
+}
+
+/// Values that [`forward`] saves of a row of `width` values.
+pub fn saved_values<T: Element>(width: usize, hidden: usize) -> usize {
+    if recomputes::<T>() { width } else { width + hidden }
 }
 
 impl Mlp<'_> {
     /// Packs the weights for [`forward`]; valid as long as the parameters do not change.
     pub fn pack_weights<T: Element>(&self) -> PackedWeights<T> {
-        let fc1_bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
-        let fc1 = PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma));
         let fc2 = PackedRhs::from_transposed(self.fc2_weight, self.hidden(), None);
-        PackedWeights { fc1: fc1.with_bias(fc1_bias), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
+        PackedWeights { fc1: self.pack_fc1(), fc2: fc2.with_bias(self.fc2_bias.to_vec()) }
+    }
+
+    /// The weight of `fc1` with the norm's gamma and beta.
+    fn pack_fc1<T: Element>(&self) -> PackedRhs<T> {
+        let bias = fold_beta_into_bias(self.fc1_weight, self.beta, Some(self.fc1_bias));
+        PackedRhs::from_transposed(self.fc1_weight, self.width(), Some(self.gamma)).with_bias(bias)
     }
 
     fn width(&self) -> usize {
@@ -89,7 +100,7 @@ impl<T: Element> Saved<T> {
         let (kept, total) = (rows.kept(), rows.total());
         Self {
             norm: layer_norm::Saved::new(kept, total, width),
-            hidden: Buffer::kept_rows(kept, total, hidden),
+            hidden: (!recomputes::<T>()).then(|| Buffer::kept_rows(kept, total, hidden)),
         }
     }
 }
@@ -116,14 +127,16 @@ pub fn forward<T: Element>(
     let macs = 2 * rows.kept() * width * hidden;
     let size = block_rows::<T>(rows.kept(), hidden.max(width));
     let blocks = rows.all().cut(size);
-    let pieces = saved.as_mut().map(|Saved { norm, hidden }| {
-        norm.pieces(size, width).zip(hidden.chunks_mut(size * hidden_row))
-    });
-    let slots = slots(pieces, blocks.len());
+    let (norm, saved_hidden) =
+        saved.as_mut().map(|saved| (&mut saved.norm, &mut saved.hidden)).unzip();
+    let norms = slots(norm.map(|norm| norm.pieces(size, width)), blocks.len());
+    let saved_hidden = saved_hidden.and_then(Option::as_deref_mut);
+    let hiddens = saved_hidden.map(|hidden| hidden.chunks_mut(size * hidden_row));
+    let hiddens = slots(hiddens, blocks.len());
     profile::time("mlp forward", macs, || {
-        blocks.into_par_iter().zip(slots).for_each(|(mut block, slot)| {
+        let tasks = blocks.into_par_iter().zip(norms).zip(hiddens);
+        tasks.for_each(|((mut block, norm), mut saved_hidden)| {
             let (mut own, count) = (None, block.len());
-            let (norm, mut saved_hidden) = slot.unzip();
             let (xhat, rstd) = norm
                 .unwrap_or_else(|| own.insert(layer_norm::Saved::new(count, count, width)).all());
             block.normalize(mlp.eps, xhat, rstd);
@@ -165,10 +178,11 @@ pub fn backward<T: Element>(
     let mut rows = mlp.rows(gradient, sample_scales);
     let (width, hidden) = (mlp.width(), mlp.hidden());
     let (row, hidden_row) = (padded_row_len::<T>(width), padded_row_len::<T>(hidden));
-    let Saved { norm: layer_norm::Saved { xhat, rstd }, hidden: mut active } = saved;
+    let Saved { norm: layer_norm::Saved { xhat, rstd }, hidden: mut saved_hidden } = saved;
     assert_eq!(rstd.len(), rows.kept(), "saved rows");
     let fc2 = PackedRhs::<T>::from_rows(mlp.fc2_weight, hidden, None);
     let fc1 = PackedRhs::<T>::from_rows(mlp.fc1_weight, width, Some(mlp.gamma));
+    let forward_again = saved_hidden.is_none().then(|| mlp.pack_fc1::<T>());
 
     let mut fc2_weight = Buffer::<f32>::scratch(mlp.fc2_weight.len());
     let mut fc2_bias = vec![0.0; width];
@@ -185,7 +199,14 @@ pub fn backward<T: Element>(
     for at in 0..bands {
         let band = rows.split_off(band_rows);
         let (start, kept) = (at * band_rows, band.len());
-        let active = &mut active[start * hidden_row..][..kept * hidden_row];
+        let mut own;
+        let active = match &mut saved_hidden {
+            Some(hidden) => &mut hidden[start * hidden_row..][..kept * hidden_row],
+            None => {
+                own = Buffer::<T>::scratch_kept_rows(kept, room, hidden);
+                &mut own[..]
+            }
+        };
         let xhat = &xhat[start * row..][..kept * row];
         let rstd = &rstd[start..][..kept];
         let mut dbranch = Buffer::<T>::scratch_kept_rows(kept, room, width);
@@ -196,11 +217,15 @@ pub fn backward<T: Element>(
             .zip(active.par_chunks_mut(size * hidden_row))
             .zip(xhat.par_chunks(size * row).zip(rstd.par_chunks(size)));
         let macs = kept * width * hidden;
-        profile::time("mlp backward, rows", 2 * macs, || {
+        let products = if forward_again.is_some() { 3 } else { 2 };
+        profile::time("mlp backward, rows", products * macs, || {
             tasks.for_each(|((((mut block, dbranch), dhidden), active), (xhat, rstd))| {
                 let count = block.len();
                 block.scaled(dbranch);
-                prefetch(active, hidden_row, NR);
+                match &forward_again {
+                    Some(fc1) => linear(Lhs::from_rows(xhat, row), count, fc1, active, hidden_row),
+                    None => prefetch(active, hidden_row, NR),
+                }
                 let branch = Lhs::from_rows(dbranch, row);
                 for_each_panel(branch, count, &fc2, |first, columns, tile, padded| {
                     let (active, dhidden) = (&mut active[first..], &mut dhidden[first..]);

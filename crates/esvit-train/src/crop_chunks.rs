@@ -96,6 +96,8 @@ impl CropChunks {
 
 #[cfg(test)]
 mod tests {
+    use esvit_kernels::isa;
+
     use super::*;
 
     const SIDES: [usize; 6] = [32, 32, 16, 16, 16, 16];
@@ -155,6 +157,8 @@ mod tests {
             CropChunks::within_memory(&backbone, precision, false).cut(&sides, images).len()
         };
         assert_eq!([4, 16, 64].map(|images| passes(images, Precision::F32)), [1, 4, 10]);
-        assert_eq!([16, 32].map(|images| passes(images, Precision::Bf16)), [2, 4]);
+        // Tiles of bf16 compute again more than half of what is saved otherwise.
+        let of_bf16 = if isa::current().has_tiles() { [1, 2] } else { [2, 4] };
+        assert_eq!([16, 32].map(|images| passes(images, Precision::Bf16)), of_bf16);
     }
 }

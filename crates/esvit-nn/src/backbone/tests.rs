@@ -139,7 +139,9 @@ fn multiply_accumulates_of_a_resnet_by_hand() {
 #[test]
 fn saved_values_by_hand() {
     let config = BackboneConfig::Swin(swin::tests::config());
-    // Per value two norms, query, key, value, what attention gives, and 1.5 hidden ones.
+    // Per value two norms, query, key, value, what attention gives, and 1.5 hidden ones; with tiles
+    // of bf16 the norms and what attention gives.
+    let of_bf16 = if esvit_kernels::isa::current().has_tiles() { 3.0 } else { 7.5 };
     let blocks = (2 * 169 * 6 + 49 * 12 + 16 * 24) as f64;
     // Patches and their norm, merging, the last norm.
     let others = (169 * 48 + 169 * 6 + 49 * 24 + 16 * 48 + 16 * 24) as f64;
@@ -149,7 +151,7 @@ fn saved_values_by_hand() {
         config.cost([52; 2], 0.0, &ctx).saved_bytes
     };
     assert_eq!(saved(Precision::F32, false), blocks * 30.0 + others * 4.0);
-    assert_eq!(saved(Precision::Bf16, false), blocks * 15.0 + others * 2.0);
+    assert_eq!(saved(Precision::Bf16, false), blocks * of_bf16 * 2.0 + others * 2.0);
     assert_eq!(saved(Precision::F32, true), blocks * 8.0 + others * 4.0);
     assert_eq!(saved(Precision::Bf16, true), blocks * 8.0 + others * 2.0);
     // The patches, and in a wide network the first stage.

@@ -75,7 +75,9 @@ impl Operation for MlpBranch {
     fn cost(&self, inputs: &[Shape]) -> Cost {
         let ([rows, width], [hidden, _]) = (inputs[0].dims(), inputs[3].dims());
         let cost = Cost::products(2 * rows * width * hidden);
-        cost.of_branch(rows * width, rows * (width + hidden), &self.scales, &self.compute)
+        let precision = self.compute.precision;
+        let saved = with_element!(precision, T => mlp::saved_values::<T>(width, hidden));
+        cost.of_branch(rows * width, rows * saved, &self.scales, &self.compute)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
