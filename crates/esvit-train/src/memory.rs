@@ -325,6 +325,7 @@ mod tests {
         let take = |local: u32| {
             let mut config = recipe();
             config.train.batch_size = 16;
+            config.train.precision = Precision::F32.into();
             config.views.local_counts = vec![local];
             estimate(&config, 16)
         };

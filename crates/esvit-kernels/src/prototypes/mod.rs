@@ -160,6 +160,7 @@ struct Limits {
     saved_bytes: usize,
 }
 
+/// [`cross_entropy`] within these limits, which change no result but for rounding.
 fn cross_entropy_within<T: Element>(
     [student, teacher]: [&Side<'_>; 2],
     center: &[f32],
