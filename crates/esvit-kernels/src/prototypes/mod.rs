@@ -39,7 +39,7 @@ const CHUNKS: usize = 16;
 const GROUPS: usize = 16;
 
 /// Maximum bytes of exponentials that are saved: of 64 rows over 65,536 prototypes in f32, of twice
-/// as many in bf16. For so few rows it would take longer to pack the prototypes again.
+/// as many in bf16. For so few rows prototypes are not packed a second time.
 pub const EXPONENTIALS_BYTES: usize = 16 << 20;
 
 /// Bytes of a part's exponentials of a chunk, in L2, unless one image alone has more.
