@@ -3,13 +3,15 @@
 //!
 //! Backward, with means over rows: `dx = gamma * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))`.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
 use crate::element::Element;
 use crate::elementwise::{add, scale, update};
 use crate::reduce::sum_in_order;
-use crate::simd::dispatch;
+use crate::simd::{self, dispatch};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +29,27 @@ pub struct Normalization {
     rstd: Vec<f32>,
     slope: Vec<f32>,
     beta: Vec<f32>,
+}
+
+/// What comes after a norm in evaluation.
+#[derive(Debug, Clone, Copy)]
+pub enum End<'a, T> {
+    /// Nothing.
+    Norm,
+    /// `relu(y)`.
+    Relu,
+    /// `relu(y + shortcut)`, with as many values as `y` has.
+    Shortcut(&'a [T]),
+}
+
+impl<T> End<'_, T> {
+    /// That of some values of `y`.
+    pub(crate) fn of(self, values: Range<usize>) -> Self {
+        match self {
+            Self::Shortcut(shortcut) => Self::Shortcut(&shortcut[values]),
+            other => other,
+        }
+    }
 }
 
 /// Values of whole rows of `width` that one task takes.
@@ -137,20 +160,22 @@ impl Normalization {
         tasks.for_each(|(y, x)| self.relu_rows(x, y));
     }
 
-    /// Makes `y` of the rows `x [rows, C]` in their place, `relu(y + shortcut)` with a shortcut; not in
-    /// parallel.
-    pub(crate) fn rows_in_place(&self, x: &mut [f32], shortcut: Option<&[f32]>) {
-        let affine = [&self.mean[..], &self.slope, &self.beta];
-        let Some(shortcut) = shortcut else {
-            return self.rows_of(x).for_each(|x| {
-                update(x, affine, |x, [mean, slope, beta]| normalized(x, mean, slope, beta));
-            });
-        };
-        for (x, shortcut) in self.rows_of(x).zip(shortcut.chunks_exact(self.width())) {
-            let [mean, slope, beta] = affine;
-            update(x, [mean, slope, beta, shortcut], |x, [mean, slope, beta, shortcut]| {
-                relu(normalized(x, mean, slope, beta) + shortcut)
-            });
+    /// Stores some columns of `y`, and what comes after it, in rows `to [rows, C]`; they are computed of
+    /// `x`, whose rows are `x_row` values apart. Not in parallel.
+    pub(crate) fn finish<T: Element>(
+        &self,
+        x: &[f32],
+        x_row: usize,
+        columns: Range<usize>,
+        end: End<'_, T>,
+        to: &mut [T],
+    ) {
+        let affine = [&self.mean, &self.slope, &self.beta].map(|of| &of[columns.clone()]);
+        let (row, first) = (self.width(), columns.start);
+        match end {
+            End::Norm => finish_rows(x, x_row, affine, |x| x, first, row, to),
+            End::Relu => finish_rows(x, x_row, affine, relu, first, row, to),
+            End::Shortcut(shortcut) => add_rows(x, x_row, affine, shortcut, first, row, to),
         }
     }
 
@@ -160,11 +185,10 @@ impl Normalization {
     /// When lengths do not match.
     pub fn relu_with_shortcut(&self, x: &[f32], shortcut: &[f32], y: &mut [f32]) {
         assert_eq!([x.len(), shortcut.len()], [y.len(); 2], "lengths");
-        let task = task(self.width());
+        let (width, task) = (self.width(), task(self.width()));
         let from = x.par_chunks(task).zip(shortcut.par_chunks(task));
         y.par_chunks_mut(task).zip(from).for_each(|(y, (x, shortcut))| {
-            y.copy_from_slice(x);
-            self.rows_in_place(y, Some(shortcut));
+            self.finish(x, width, 0..width, End::Shortcut(shortcut), y);
         });
     }
 
@@ -257,6 +281,47 @@ impl ReluMask {
 }
 
 dispatch! {
+    /// `end(normalized(x))` of the first columns of rows, into those from `first` on.
+    fn finish_rows<T: Element>(
+        x: &[f32],
+        x_row: usize,
+        affine: [&[f32]; 3],
+        end: impl Fn(f32) -> f32 + Copy,
+        first: usize,
+        row: usize,
+        to: &mut [T],
+    ) {
+        let [mean, slope, beta] = affine;
+        for (x, to) in x.chunks_exact(x_row).zip(to.chunks_exact_mut(row)) {
+            let to = &mut to[first..first + mean.len()];
+            simd::update(to, [x, mean, slope, beta], |_, [x, mean, slope, beta]| {
+                end(normalized(x, mean, slope, beta))
+            });
+        }
+    }
+
+    /// `relu(normalized(x) + shortcut)` of the first columns of rows, into those from `first` on.
+    fn add_rows<T: Element>(
+        x: &[f32],
+        x_row: usize,
+        affine: [&[f32]; 3],
+        shortcut: &[T],
+        first: usize,
+        row: usize,
+        to: &mut [T],
+    ) {
+        let [mean, slope, beta] = affine;
+        let to = to.chunks_exact_mut(row).zip(shortcut.chunks_exact(row));
+        for (x, (to, shortcut)) in x.chunks_exact(x_row).zip(to) {
+            let own = first..first + mean.len();
+            let to = &mut to[own.clone()];
+            to.copy_from_slice(&shortcut[own]);
+            simd::update(to, [x, mean, slope, beta], |shortcut, [x, mean, slope, beta]| {
+                relu(normalized(x, mean, slope, beta) + shortcut)
+            });
+        }
+    }
+
     /// Bit `i % 8` of byte `i / 8` says whether value `i` is above 0.
     fn set_bits(bits: &mut [u8], values: &[f32]) {
         for (bits, values) in bits.iter_mut().zip(values.chunks(8)) {

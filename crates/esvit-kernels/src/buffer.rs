@@ -111,9 +111,25 @@ impl<T: Element> Buffer<T> {
     }
 }
 
+impl<T: Element> Buffer<T> {
+    /// A copy of values, in memory from the pool.
+    pub fn copied(values: &[T]) -> Self {
+        let mut copy = Self::uninit(values.len());
+        let tasks = copy.par_chunks_mut(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
+        tasks.for_each(|(to, from)| to.copy_from_slice(from));
+        copy
+    }
+}
+
+impl From<Vec<f32>> for Buffer<f32> {
+    fn from(words: Vec<f32>) -> Self {
+        Self { len: words.len(), words, element: PhantomData }
+    }
+}
+
 impl Buffer<f32> {
     /// Takes the values out of the pool's care.
-    pub(crate) fn into_vec(mut self) -> Vec<f32> {
+    pub fn into_vec(mut self) -> Vec<f32> {
         let mut values = std::mem::take(&mut self.words);
         values.truncate(self.len);
         values
@@ -136,9 +152,7 @@ impl<T: Element> DerefMut for Buffer<T> {
 
 impl<T: Element> Clone for Buffer<T> {
     fn clone(&self) -> Self {
-        let mut copy = Self::uninit(self.len);
-        copy.copy_from_slice(self);
-        copy
+        Self::copied(self)
     }
 }
 
@@ -157,14 +171,6 @@ pub fn uninit(len: usize) -> Vec<f32> {
 /// `len` zeros, from the pool.
 pub fn zeroed(len: usize) -> Vec<f32> {
     Buffer::<f32>::zeroed(len).into_vec()
-}
-
-/// A copy of values, in memory from the pool.
-pub fn copied(values: &[f32]) -> Vec<f32> {
-    let mut copy = uninit(values.len());
-    let tasks = copy.par_chunks_mut(TASK_VALUES).zip(values.par_chunks(TASK_VALUES));
-    tasks.for_each(|(to, from)| to.copy_from_slice(from));
-    copy
 }
 
 /// Returns memory to the pool.

@@ -5,19 +5,22 @@
 //! again, since they are as many times larger than the maps as a filter has places. Batch norm and
 //! ReLU before a convolution are part of it, so that what they give is never stored.
 
+mod lines;
+
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 use crate::TASK_VALUES;
-use crate::batch_norm::Normalization;
+use crate::batch_norm::{End, Normalization};
 use crate::buffer::{self, Buffer};
-use crate::element::{Element, padded_row_len};
+use crate::element::{Element, padded_row_len, same};
 use crate::elementwise::add;
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::maps::{Filter, Maps};
 use crate::profile;
-use crate::rows::{block_rows, linear, store};
+use crate::rows::{PanelTile, block_rows, for_each_tile, linear, store};
+use lines::{PaddedMaps, TILE_ROWS, line_values};
 
 /// Values of the rows that the backward pass makes at a time, unless one image has more.
 const BAND_VALUES: usize = 1 << 23;
@@ -26,16 +29,8 @@ const BAND_VALUES: usize = 1 << 23;
 #[derive(Debug)]
 pub struct PackedFilters<T: Element> {
     rhs: PackedRhs<T>,
-}
-
-/// What follows a convolution, computed while its results are in the caches: a norm by given statistics,
-/// and with a shortcut, as long as the results, `relu(norm(y) + shortcut)`.
-#[derive(Debug, Clone, Copy)]
-pub struct Epilogue<'a> {
-    /// The norm.
-    pub norm: &'a Normalization,
-    /// What is added before ReLU.
-    pub shortcut: Option<&'a [f32]>,
+    /// Values of a line of a filter, padded.
+    line: usize,
 }
 
 /// Gradients of a convolution.
@@ -54,10 +49,17 @@ pub struct Gradients {
 /// # Panics
 /// When lengths do not match.
 pub fn pack<T: Element>(filter: &Filter, weight: &[f32], bias: Option<&[f32]>) -> PackedFilters<T> {
-    let columns = filter.values();
-    assert!(weight.len().is_multiple_of(columns), "whole filters");
-    let rhs = PackedRhs::from_transposed(&channels_last(filter, weight), columns, None);
-    PackedFilters { rhs: if let Some(bias) = bias { rhs.with_bias(bias.to_vec()) } else { rhs } }
+    assert!(weight.len().is_multiple_of(filter.values()), "whole filters");
+    let (own, line) = (filter.side * filter.channels, line_values::<T>(filter));
+    let mut weight = channels_last(filter, weight);
+    if line > own {
+        let lines = weight.chunks_exact(own);
+        let zeros = std::iter::repeat_n(&0.0, line - own);
+        weight = lines.flat_map(|line| line.iter().chain(zeros.clone())).copied().collect();
+    }
+    let rhs = PackedRhs::from_transposed(&weight, filter.side * line, None);
+    let rhs = if let Some(bias) = bias { rhs.with_bias(bias.to_vec()) } else { rhs };
+    PackedFilters { rhs, line }
 }
 
 /// Filters with the channel as their last axis, `[out, side, side, C]`.
@@ -95,35 +97,69 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
     ordered
 }
 
-/// Maps of one size as operands: their values, or `relu(norm(..))` of them.
-struct Operand<'a, T: Element> {
-    x: &'a [f32],
-    norm: Option<&'a Normalization>,
-    /// All of them, where most come under several places of the filter.
-    converted: Option<Buffer<T>>,
+/// Maps of one size as operands.
+enum Operand<'a, T: Element> {
+    /// As they are stored.
+    Stored(&'a [T]),
+    /// To be converted when they come under the filter: their values, or `relu(norm(..))` of them.
+    Unconverted(&'a [f32], Option<&'a Normalization>),
+    /// All of them.
+    Converted(Buffer<T>),
 }
 
 impl<'a, T: Element> Operand<'a, T> {
-    fn new(x: &'a [f32], filter: &Filter, norm: Option<&'a Normalization>) -> Self {
-        let mut operand = Self { x, norm, converted: None };
-        let changes = norm.is_some() || T::K_PACK > 1;
-        if changes && filter.side > filter.stride {
-            let mut converted = Buffer::<T>::scratch(x.len());
-            let task = TASK_VALUES.div_ceil(filter.channels) * filter.channels;
-            let tasks = converted.par_chunks_mut(task).enumerate();
-            tasks.for_each(|(at, to)| operand.put(at * task, to));
-            operand.converted = Some(converted);
+    fn new(x: &'a [f32], norm: Option<&'a Normalization>) -> Self {
+        match same(x) {
+            Some(stored) if norm.is_none() => Self::Stored(stored),
+            _ => Self::Unconverted(x, norm),
         }
-        operand
+    }
+
+    /// Of maps in f32 or in the operands' type.
+    ///
+    /// # Panics
+    /// When they are in another one.
+    fn of<I: Element>(x: &'a [I]) -> Self {
+        match same(x) {
+            Some(stored) => Self::Stored(stored),
+            None => Self::new(same(x).expect("maps in f32, or as operands"), None),
+        }
+    }
+
+    /// Converts all of them, where most come under several places of the filter.
+    fn converted(self, filter: &Filter) -> Self {
+        let Self::Unconverted(x, _) = self else { return self };
+        if !lines::suit(filter) {
+            return self;
+        }
+        let mut converted = Buffer::<T>::scratch(x.len());
+        let task = TASK_VALUES.div_ceil(filter.channels) * filter.channels;
+        let tasks = converted.par_chunks_mut(task).enumerate();
+        tasks.for_each(|(at, to)| self.put(at * task, to));
+        Self::Converted(converted)
     }
 
     /// The values of whole pixels from `from` on.
     fn put(&self, from: usize, to: &mut [T]) {
         let own = from..from + to.len();
-        match (&self.converted, self.norm) {
-            (Some(converted), _) => to.copy_from_slice(&converted[own]),
-            (None, Some(norm)) => norm.relu_rows(&self.x[own], to),
-            (None, None) => convert(&self.x[own], None, to),
+        match self {
+            Self::Stored(values) => to.copy_from_slice(&values[own]),
+            Self::Converted(values) => to.copy_from_slice(&values[own]),
+            Self::Unconverted(x, Some(norm)) => norm.relu_rows(&x[own], to),
+            Self::Unconverted(x, None) => convert(&x[own], None, to),
+        }
+    }
+
+    /// The rows of `count` positions from `first` on, where they are the maps' own.
+    fn rows(&self, filter: &Filter, first: usize, count: usize) -> Option<&[T]> {
+        let width = filter.channels;
+        match self {
+            Self::Stored(values)
+                if filter.is_pointwise() && padded_row_len::<T>(width) == width =>
+            {
+                Some(&values[first * width..(first + count) * width])
+            }
+            _ => None,
         }
     }
 
@@ -158,7 +194,7 @@ fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
 
 /// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
 /// `y [positions, out]` in the same order. With `norms`, one for each size, they are normalized and go
-/// through ReLU first; `epilogue` comes after it.
+/// through ReLU first.
 ///
 /// # Panics
 /// When lengths do not match.
@@ -168,41 +204,114 @@ pub fn forward<T: Element>(
     filter: &Filter,
     norms: Option<&[Normalization]>,
     packed: &PackedFilters<T>,
-    epilogue: Option<Epilogue<'_>>,
 ) -> Vec<f32> {
-    let (columns, outputs) = (filter.values(), packed.rhs.n());
-    let total: usize = maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum();
-    let mut y = Buffer::<f32>::uninit(total * outputs);
-    if let Some(Epilogue { shortcut: Some(shortcut), .. }) = epilogue {
+    let outputs = packed.rhs.n();
+    let mut y = Buffer::<f32>::uninit(filter.positions_of_all(maps) * outputs);
+    let operand = |number: usize, x| Operand::new(x, norms.map(|norms| &norms[number]));
+    let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [f32]| {
+        linear(lhs, count, &packed.rhs, y, outputs);
+    };
+    let finish = |tile: PanelTile<'_>, _, y: &mut [f32]| {
+        store(tile.values, tile.width, tile.columns, &mut y[tile.column..], outputs);
+    };
+    Convolution { maps, filter, packed }.compute(x, &mut y, operand, multiply, finish);
+    y.into_vec()
+}
+
+/// The same with the norm after it and `end`, which are computed while the results are in the caches,
+/// as in evaluation. `x` is in f32 or in the type of operands, the results in any type.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn forward_normalized<T: Element, I: Element, O: Element>(
+    x: &[I],
+    maps: &[Maps],
+    filter: &Filter,
+    packed: &PackedFilters<T>,
+    norm: &Normalization,
+    end: End<'_, O>,
+) -> Buffer<O> {
+    let mut y = Buffer::<O>::uninit(filter.positions_of_all(maps) * packed.rhs.n());
+    if let End::Shortcut(shortcut) = end {
         assert_eq!(shortcut.len(), y.len(), "a shortcut as long as the results");
     }
-    let (mut x, mut rest, mut done) = (x, &mut y[..], 0);
-    profile::time("convolution forward", total * columns * outputs, || {
-        for (number, maps) in maps.iter().enumerate() {
-            let count = maps.images * filter.output(maps).tokens();
-            let (own, others) = x.split_at(maps.images * maps.tokens() * filter.channels);
-            x = others;
-            let (to, others) = std::mem::take(&mut rest).split_at_mut(count * outputs);
-            rest = others;
-            let operand = Operand::<T>::new(own, filter, norms.map(|norms| &norms[number]));
-            let size = block_rows::<T>(count, columns.max(outputs));
-            to.par_chunks_mut(size * outputs).enumerate().for_each(|(at, y)| {
-                let count = y.len() / outputs;
-                let mut rows = Buffer::<T>::rows(count, columns);
-                operand.gather(maps, filter, at * size, &mut rows);
-                let lhs = Lhs::from_rows(&rows, padded_row_len::<T>(columns));
-                linear(lhs, count, &packed.rhs, y, outputs);
-                if let Some(Epilogue { norm, shortcut }) = epilogue {
-                    let from = done + at * size * outputs;
-                    let shortcut = shortcut.map(|shortcut| &shortcut[from..from + y.len()]);
-                    norm.rows_in_place(y, shortcut);
+    let outputs = packed.rhs.n();
+    let finish = |tile: PanelTile<'_>, from, y: &mut [O]| {
+        let PanelTile { column, columns, values, width, .. } = tile;
+        let end = end.of(from..from + y.len());
+        norm.finish(values, width, column..column + columns, end, y);
+    };
+    let multiply = |lhs: Lhs<'_, T>, count, from, y: &mut [O]| {
+        let most = if T::has_tiles() { TILE_ROWS } else { count };
+        for_each_tile(lhs, count, most, &packed.rhs, |tile| {
+            let own = tile.row * outputs..tile.end_row() * outputs;
+            finish(tile, from + own.start, &mut y[own]);
+        });
+    };
+    let operand = |_, x| Operand::of(x);
+    Convolution { maps, filter, packed }.compute(x, &mut y, operand, multiply, finish);
+    y
+}
+
+/// What is convolved with what.
+struct Convolution<'a, T: Element> {
+    maps: &'a [Maps],
+    filter: &'a Filter,
+    packed: &'a PackedFilters<T>,
+}
+
+impl<T: Element> Convolution<'_, T> {
+    /// Multiplies what lies under the filter at all positions with all filters. `multiply` gets the rows of
+    /// a block of positions, their number, the place of the first in `y [positions, out]`, and these of `y`;
+    /// or `finish` results of some positions and a panel of filters, that place, and these of `y`.
+    fn compute<'x, I: Element, O: Element>(
+        &self,
+        mut x: &'x [I],
+        mut y: &mut [O],
+        operand: impl Fn(usize, &'x [I]) -> Operand<'x, T>,
+        multiply: impl Fn(Lhs<'_, T>, usize, usize, &mut [O]) + Sync,
+        finish: impl Fn(PanelTile<'_>, usize, &mut [O]) + Sync,
+    ) {
+        let Self { maps, filter, packed } = *self;
+        let (columns, outputs) = (filter.side * packed.line, packed.rhs.n());
+        let row = padded_row_len::<T>(columns);
+        let mut done = 0;
+        profile::time("convolution forward", y.len() * filter.values(), || {
+            for (number, maps) in maps.iter().enumerate() {
+                let count = maps.images * filter.output(maps).tokens();
+                let (own, others) = x.split_at(maps.images * maps.tokens() * filter.channels);
+                x = others;
+                let (to, others) = std::mem::take(&mut y).split_at_mut(count * outputs);
+                y = others;
+                let (operand, start) = (operand(number, own), done);
+                done += to.len();
+                let padded = lines::suit(filter).then(|| PaddedMaps::new(&operand, maps, filter));
+                if let Some(padded) = &padded
+                    && padded.overlap()
+                {
+                    padded.convolve(packed, to, |tile, from, y| finish(tile, start + from, y));
+                    continue;
                 }
-            });
-            done += count * outputs;
-        }
-    });
-    assert!(x.is_empty(), "rows of all maps");
-    y.into_vec()
+                let size = block_rows::<T>(count, columns.max(outputs));
+                to.par_chunks_mut(size * outputs).enumerate().for_each(|(at, y)| {
+                    let (first, count) = (at * size, y.len() / outputs);
+                    let from = start + first * outputs;
+                    if let Some(rows) = operand.rows(filter, first, count) {
+                        return multiply(Lhs::from_rows(rows, row), count, from, y);
+                    }
+                    let mut rows = Buffer::<T>::rows(count, columns);
+                    match &padded {
+                        Some(padded) if row == columns => {
+                            padded.gather(first, packed.line, &mut rows)
+                        }
+                        _ => operand.gather(maps, filter, first, &mut rows),
+                    }
+                    multiply(Lhs::from_rows(&rows, row), count, from, y);
+                });
+            }
+        });
+        assert!(x.is_empty(), "rows of all maps");
+    }
 }
 
 /// Gradients from that of the output, `dy [positions, out]`, for the arguments of [`forward`] and
@@ -285,7 +394,7 @@ impl Band<'_> {
         let positions = filter.output(maps).tokens();
         let count = maps.images * positions;
         let size = block_rows::<T>(count, columns.max(outputs));
-        let operand = Operand::<T>::new(x, filter, *norm);
+        let operand = Operand::<T>::new(x, *norm).converted(filter);
         let mut rows = Buffer::<T>::scratch_rows(count, columns);
         let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
         (rows.par_chunks_mut(size * row))
@@ -380,12 +489,8 @@ mod tests {
             assert_near_for(&what, found, &expected[i], &sizes[i], within);
         };
 
-        near(
-            0,
-            "y",
-            &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias)), None),
-        );
-        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None), None);
+        near(0, "y", &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias))));
+        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None));
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
         let found = backward::<T>(&x, maps, filter, None, &weight, &dy, true);
@@ -417,17 +522,19 @@ mod tests {
         }
         let weight = normal(filter.values() * outputs, 2);
         let packed = pack::<T>(filter, &weight, None);
-        let y = forward(&x, maps, filter, Some(&norms), &packed, None);
-        assert_eq!(y, forward(&apart, maps, filter, None, &packed, None));
-        check_epilogue(&apart, maps, filter, &packed, &y);
+        let y = forward(&x, maps, filter, Some(&norms), &packed);
+        assert_eq!(y, forward(&apart, maps, filter, None, &packed));
+        check_ends::<T, f32>(&apart, maps, filter, &packed, &y);
+        check_ends::<T, Bf16>(&apart, maps, filter, &packed, &y);
         let dy = normal(y.len(), 4);
         let found = backward::<T>(&x, maps, filter, Some(&norms), &weight, &dy, true);
         let expected = backward::<T>(&apart, maps, filter, None, &weight, &dy, true);
         assert_eq!((found.x, found.weight), (expected.x, expected.weight));
     }
 
-    /// A norm after a convolution that gives `y`, alone and with a shortcut, gives what it gives apart.
-    fn check_epilogue<T: Element>(
+    /// The norm after a convolution that gives `y`, with what may end it, gives what they give apart, of maps
+    /// in f32 and of stored ones.
+    fn check_ends<T: Element, O: Element>(
         x: &[f32],
         maps: &[Maps],
         filter: &Filter,
@@ -435,17 +542,24 @@ mod tests {
         y: &[f32],
     ) {
         let outputs = packed.rhs.n();
+        let stored = |values: &[f32]| values.iter().map(|&v| O::from_f32(v)).collect::<Vec<O>>();
         let [mean, gamma, beta] = [0, 1, 2].map(|of| normal(outputs, 100 + of));
         let variance = gamma.iter().map(|value| value * value).collect();
         let norm = &Normalization::new(&Statistics { mean, variance }, [&gamma, &beta], 0.1);
-        let shortcut = normal(y.len(), 103);
-        let mut expected = vec![0.0; y.len()];
-        norm.forward(y, &mut expected);
-        let epilogue = Epilogue { norm, shortcut: None };
-        assert_eq!(forward(x, maps, filter, None, packed, Some(epilogue)), expected);
-        norm.relu_with_shortcut(y, &shortcut, &mut expected);
-        let epilogue = Epilogue { norm, shortcut: Some(&shortcut) };
-        assert_eq!(forward(x, maps, filter, None, packed, Some(epilogue)), expected);
+        let shortcut = stored(&normal(y.len(), 103));
+        let mut normed = vec![0.0; y.len()];
+        norm.forward(y, &mut normed);
+        let found = |end| forward_normalized::<T, f32, O>(x, maps, filter, packed, norm, end);
+        assert_eq!(found(End::Norm)[..], stored(&normed));
+        let above_zero = |value: f32| if value < 0.0 { 0.0 } else { value };
+        let relu = stored(&normed.iter().copied().map(above_zero).collect::<Vec<f32>>());
+        assert_eq!(found(End::Relu)[..], relu);
+        let sums = normed.iter().zip(&shortcut).map(|(a, b)| above_zero(a + b.to_f32()));
+        let sums = stored(&sums.collect::<Vec<f32>>());
+        assert_eq!(found(End::Shortcut(&shortcut))[..], sums);
+        let operands: Vec<T> = x.iter().map(|&value| T::from_f32(value)).collect();
+        let found = forward_normalized(&operands, maps, filter, packed, norm, End::<O>::Relu);
+        assert_eq!(found[..], relu);
     }
 
     fn check_all(maps: &[Maps], filter: &Filter, outputs: usize) {
@@ -476,5 +590,9 @@ mod tests {
         let stem = Filter { channels: 3, side: 7, stride: 2, padding: 3 };
         let maps = [Maps { images: 2, size: [3, 41] }, Maps { images: 3, size: [20, 9] }];
         under_each(|_| check_all(&maps, &stem, 17));
+        // Several panels; tasks of several images and of some lines of one.
+        let inner = Filter { channels: 6, side: 3, stride: 1, padding: 1 };
+        let maps = [Maps { images: 9, size: [4, 3] }, Maps { images: 2, size: [41, 30] }];
+        under_each(|_| check_all(&maps, &inner, 70));
     }
 }

@@ -1,5 +1,6 @@
 //! Storage types of GEMM operands and saved activations.
 
+use std::any::TypeId;
 use std::fmt::Debug;
 
 use rayon::prelude::*;
@@ -133,6 +134,11 @@ impl Element for Bf16x3 {
 #[inline(always)]
 pub fn padded_row_len<T: Element>(n: usize) -> usize {
     n.next_multiple_of(T::K_PACK)
+}
+
+/// The same values, if both types are one.
+pub(crate) fn same<T: Element, U: Element>(values: &[T]) -> Option<&[U]> {
+    (TypeId::of::<T>() == TypeId::of::<U>()).then(|| bytemuck::cast_slice(values))
 }
 
 /// Values in bf16, rounded.

@@ -44,6 +44,11 @@ impl Filter {
         Maps { images: maps.images, size: self.positions(maps.size) }
     }
 
+    /// Number of positions on all maps.
+    pub fn positions_of_all(&self, maps: &[Maps]) -> usize {
+        maps.iter().map(|maps| maps.images * self.output(maps).tokens()).sum()
+    }
+
     /// Whether it sees one token at every position, each once.
     pub fn is_pointwise(&self) -> bool {
         (self.side, self.stride, self.padding) == (1, 1, 0)

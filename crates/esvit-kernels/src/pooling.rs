@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::buffer;
+use crate::buffer::{self, Buffer};
+use crate::element::Element;
+use crate::elementwise::update;
 use crate::maps::{Filter, Maps};
 use crate::simd::dispatch;
 
@@ -16,8 +18,7 @@ pub fn max_pool(x: &[f32], maps: &[Maps], filter: &Filter) -> (Vec<f32>, Vec<u8>
     assert!(filter.side * filter.side <= 256, "a place is a byte");
     assert!(filter.padding < filter.side, "every position meets the map");
     let channels = filter.channels;
-    let total: usize = maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum();
-    let mut y = buffer::uninit(total * channels);
+    let mut y = buffer::uninit(filter.positions_of_all(maps) * channels);
     let mut places = vec![0; y.len()];
     let (mut x, mut y_rest, mut places_rest) = (x, &mut y[..], &mut places[..]);
     for maps in maps {
@@ -54,6 +55,44 @@ pub fn max_pool(x: &[f32], maps: &[Maps], filter: &Filter) -> (Vec<f32>, Vec<u8>
     }
     assert!(x.is_empty(), "rows of all maps");
     (y, places)
+}
+
+/// The largest values alone, as [`max_pool`] gives them, of maps in any element type.
+///
+/// # Panics
+/// When lengths do not match, or the margin is as wide as the filter.
+pub fn largest<T: Element>(mut x: &[T], maps: &[Maps], filter: &Filter) -> Buffer<T> {
+    assert!(filter.padding < filter.side, "every position meets the map");
+    let channels = filter.channels;
+    let mut y = Buffer::<T>::uninit(filter.positions_of_all(maps) * channels);
+    let mut rest = &mut y[..];
+    for maps in maps {
+        let [down, across] = filter.positions(maps.size);
+        let image = maps.tokens() * channels;
+        let (own, others) = x.split_at(maps.images * image);
+        x = others;
+        let len = maps.images * down * across * channels;
+        let (to, others) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = others;
+        let lines = to.par_chunks_mut((across * channels).max(1)).enumerate();
+        lines.for_each(|(at, line)| {
+            let x = &own[at / down * image..][..image];
+            for (column, y) in line.chunks_exact_mut(channels).enumerate() {
+                let mut is_first = true;
+                filter.runs(maps.size, [at % down, column], |_, from, len| {
+                    for values in x[from..from + len].chunks_exact(channels) {
+                        if std::mem::take(&mut is_first) {
+                            y.copy_from_slice(values);
+                        } else {
+                            update(y, [values], |y, [x]| if x > y || x.is_nan() { x } else { y });
+                        }
+                    }
+                });
+            }
+        });
+    }
+    assert!(x.is_empty(), "rows of all maps");
+    y
 }
 
 dispatch! {
@@ -110,6 +149,7 @@ pub fn max_pool_backward(dy: &[f32], places: &[u8], maps: &[Maps], filter: &Filt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::rounded;
     use crate::isa::tests::under_each;
     use crate::maps::tests::meetings;
     use crate::testing::{assert_near, normal, wide};
@@ -143,6 +183,8 @@ mod tests {
         under_each(|_| {
             let (y, places) = max_pool(&x, maps, filter);
             assert_eq!(y, expected, "{maps:?} {filter:?}");
+            assert_eq!(largest(&x, maps, filter)[..], expected, "{maps:?} {filter:?}");
+            assert_eq!(largest(&rounded(&x), maps, filter)[..], rounded(&expected)[..]);
             let dx = max_pool_backward(&dy, &places, maps, filter);
             assert_near("dx", &dx, &expected_dx, 1e-6);
         });
@@ -171,8 +213,11 @@ mod tests {
         let x = [1.0, f32::NAN, 3.0, f32::NEG_INFINITY, 2.0, 5.0, 4.0, 3.0];
         let (y, places) = max_pool(&x, &maps, &filter);
         assert!(y[0].is_nan() && y[1] == 4.0);
+        let alone = largest(&x, &maps, &filter);
+        assert!(alone[0].is_nan() && alone[1] == 4.0);
         assert_eq!(places, [1, 2]);
         // Nothing but negative infinity.
+        assert_eq!(largest(&[f32::NEG_INFINITY; 8], &maps, &filter)[..], [f32::NEG_INFINITY; 2]);
         let (y, places) = max_pool(&[f32::NEG_INFINITY; 8], &maps, &filter);
         assert_eq!((y, places), (vec![f32::NEG_INFINITY; 2], vec![0, 0]));
     }

@@ -236,24 +236,60 @@ impl<'r, 'a> Block<'r, 'a> {
     }
 }
 
+/// Results of some rows and a panel of an RHS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelTile<'a> {
+    /// The first of the rows.
+    pub(crate) row: usize,
+    /// The first of the columns, and how many of them count.
+    pub(crate) column: usize,
+    pub(crate) columns: usize,
+    /// `[rows, width]`, of which `width` is padded to whole registers.
+    pub(crate) values: &'a [f32],
+    pub(crate) width: usize,
+}
+
+impl PanelTile<'_> {
+    /// The row after the last.
+    pub(crate) fn end_row(&self) -> usize {
+        self.row + self.values.len() / self.width
+    }
+}
+
 /// GEMM of `rows` rows with every panel of an RHS. `each` gets the panel's first column, its number
 /// of columns, the result `[rows, width]` and `width`, which is padded to whole registers.
 pub(crate) fn for_each_panel<T: Element>(
     lhs: Lhs<'_, T>,
     rows: usize,
     rhs: &PackedRhs<T>,
-    mut each: impl FnMut(usize, usize, &mut [f32], usize),
+    mut each: impl FnMut(usize, usize, &[f32], usize),
+) {
+    for_each_tile(lhs, rows, rows, rhs, |tile| {
+        each(tile.column, tile.columns, tile.values, tile.width);
+    });
+}
+
+/// The same for at most `most` rows at a time, all rows of a panel before the next one.
+pub(crate) fn for_each_tile<T: Element>(
+    lhs: Lhs<'_, T>,
+    rows: usize,
+    most: usize,
+    rhs: &PackedRhs<T>,
+    mut each: impl FnMut(PanelTile<'_>),
 ) {
     if rows == 0 {
         return;
     }
-    let mut tile = Buffer::<f32>::uninit(rows * crate::gemm::NR);
-    let dims = Dims { m: rows, k_steps: rhs.k_steps() };
-    for (first, panel) in rhs.panels() {
-        let columns = panel.width.min(rhs.n() - first);
-        let tile = &mut tile[..rows * panel.width];
-        T::gemm(lhs, panel, dims, &mut Output { values: tile, row_stride: panel.width }, false);
-        each(first, columns, tile, panel.width);
+    let mut tile = Buffer::<f32>::uninit(most.min(rows) * crate::gemm::NR);
+    for (column, panel) in rhs.panels() {
+        let (width, columns) = (panel.width, panel.width.min(rhs.n() - column));
+        for row in (0..rows).step_by(most) {
+            let dims = Dims { m: most.min(rows - row), k_steps: rhs.k_steps() };
+            let lhs = Lhs { values: &lhs.values[row * lhs.row_stride..], ..lhs };
+            let values = &mut tile[..dims.m * width];
+            T::gemm(lhs, panel, dims, &mut Output { values, row_stride: width }, false);
+            each(PanelTile { row, column, columns, values, width });
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use esvit_nn::forward_ctx::DropPathKey;
 use esvit_nn::head::{Head, HeadConfig};
 use esvit_nn::ops::{
     self, Activation, AttentionGroups, AttentionValues, BatchNormValues, Border, Compute,
-    GroupTable, ImageRows, LinearValues, NeighborMap, Neighbors, NormValues, Pairs, Precision,
-    Projections, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
+    GroupTable, ImageRows, LinearValues, NeighborMap, Neighbors, NormEnd, NormValues, Pairs,
+    Precision, Projections, PrototypeLogits, RotaryAngles, Scales, Segment, TeacherRows, WindowMap,
 };
 use esvit_nn::params::{Params, Registry, Role};
 use esvit_nn::tensor::Dtype;
@@ -316,41 +316,51 @@ fn batch_norm_relu_convolution() {
     }
 }
 
-/// What a convolution and its norm give at one go, where nothing learns, is what they give one by one.
+/// What a convolution, its norm and what ends it give at one go, where nothing learns, is what they give one
+/// by one, also of maps and shortcuts that are stored in the precision.
 #[test]
 fn convolution_batch_norm() {
     let segments = [Segment::new(2, [3, 4]), Segment::new(1, [4, 2])];
     let (rows, [inputs, outputs]) = (32, [3, 4]);
-    let norm = |stream: u32, width: usize| {
+    let norm = || {
         let [gamma, beta, mean, variance] =
-            [0, 1, 2, 3].map(|of| hashed_tensor(stream + of, [width]));
+            [20, 21, 22, 23].map(|stream| hashed_tensor(stream, [outputs]));
         BatchNormValues::fixed([gamma, beta], [mean, variance.abs() + 0.2], 1e-3)
     };
-    for (has_before, has_shortcut) in [(false, false), (true, false), (false, true), (true, true)] {
-        for precision in Precision::ALL {
-            let given = |x: Tensor| {
-                let norms = (has_before.then(|| norm(10, inputs)), norm(20, outputs));
-                let shortcut = has_shortcut.then(|| hashed_tensor(4, [10, outputs]));
+    let shortcut = hashed_tensor(4, [10, outputs]);
+    for precision in Precision::ALL {
+        let stored = if precision == Precision::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+        let as_stored = |x: Tensor| x.to_dtype(stored).to_dtype(Dtype::F32);
+        for end in [NormEnd::Norm, NormEnd::Relu, NormEnd::Shortcut(as_stored(shortcut.clone()))] {
+            let given = |x: Tensor, end: &NormEnd| {
                 let weight = hashed_tensor(2, [outputs, inputs, 3, 3]);
+                let (moves, end) = ([2, 1], end.clone());
                 let compute = Compute { precision, ..Compute::default() };
-                let moves = [2, 1];
-                ops::convolution_batch_norm(x, &segments, weight, moves, norms, shortcut, compute)
+                ops::convolution_batch_norm(x, &segments, weight, moves, norm(), end, compute)
             };
-            let x = hashed_tensor(1, [rows, inputs]);
+            let x = as_stored(hashed_tensor(1, [rows, inputs]));
+            let (at_once, moved) = given(x.clone(), &end);
+            let maps: Vec<_> = moved.iter().map(|moved| moved.map).collect();
+            assert_eq!((at_once.dims(), maps), ([10, outputs], vec![[2, 2], [2, 1]]));
+            assert_eq!((at_once.dtype(), at_once.is_tracked()), (stored, false));
+            let found = at_once.to_dtype(Dtype::F32).to_vec::<f32>();
+
             let tape = Tape::new();
-            let ([at_once, one_by_one], segments): ([_; 2], Vec<_>) = {
-                let (a, moved) = given(x.clone());
-                let (b, also) = given(tape.watch(x));
-                assert_eq!(moved, also);
-                ([a, b], moved)
+            let (one_by_one, also) = given(tape.watch(x.clone()), &end);
+            assert_eq!((&also, one_by_one.is_tracked()), (&moved, true));
+            assert_eq!(as_stored(one_by_one.detach()).to_vec::<f32>(), found);
+
+            let end = match end {
+                NormEnd::Shortcut(shortcut) => NormEnd::Shortcut(shortcut.to_dtype(stored)),
+                end => end,
             };
-            assert!(!at_once.is_tracked() && one_by_one.is_tracked());
-            assert_eq!(
-                segments.iter().map(|moved| moved.map).collect::<Vec<_>>(),
-                [[2, 2], [2, 1]]
-            );
-            assert_eq!(at_once.dims(), [10, outputs]);
-            assert_eq!(at_once.to_vec::<f32>(), one_by_one.to_vec::<f32>());
+            let (of_stored, _) = given(x.clone().to_dtype(stored), &end);
+            assert_eq!(of_stored.to_dtype(Dtype::F32).to_vec::<f32>(), found);
+            if let NormEnd::Shortcut(shortcut) = end {
+                let learned = NormEnd::Shortcut(shortcut);
+                let (one_by_one, _) = given(tape.watch(x.clone()), &learned);
+                assert_eq!(as_stored(one_by_one.detach()).to_vec::<f32>(), found);
+            }
         }
     }
 }

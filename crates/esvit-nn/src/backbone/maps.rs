@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ops::{self, Segment};
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// Images, and which of their tokens are masked.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ impl TokenMask {
 /// The token maps of a batch, as rows.
 #[derive(Debug, Clone)]
 pub struct TokenMaps {
-    /// `[tokens of all images, C]`.
+    /// `[tokens of all images, C]`. In evaluation those of a block may be in bf16.
     pub rows: Tensor,
     /// Which rows belong to which images.
     pub segments: Vec<Segment>,
@@ -54,6 +54,12 @@ impl TokenMaps {
         let (rows, segments): (Vec<_>, Vec<_>) =
             images.into_iter().map(|images| ops::patchify(images, 1)).unzip();
         Self { rows: joined(rows), segments }
+    }
+
+    /// The same maps in f32.
+    #[must_use]
+    pub fn in_f32(self) -> Self {
+        Self { rows: self.rows.to_dtype(Dtype::F32), ..self }
     }
 
     /// Global average pooling of the maps' tokens, `[images, C]`.

@@ -78,7 +78,7 @@ pub trait Backbone: Debug + Send + Sync {
     /// The linear probe's feature of a block, `[images, C]`: the mean of the map's tokens, after the
     /// final norm in the last stage, or what the family has for it.
     fn block_feature(&self, params: &Params, block: &BlockOutput<'_>, ctx: &ForwardCtx) -> Tensor {
-        let maps = block.maps.clone();
+        let maps = block.maps.clone().in_f32();
         let is_last = block.stage + 1 == self.stages().len();
         self.view(&if is_last { self.normalize(params, maps, ctx) } else { maps })
     }
@@ -119,7 +119,7 @@ pub struct BlockOutput<'a> {
     pub stage: usize,
     /// Whether it is the last of its stage.
     pub ends_stage: bool,
-    /// Its maps.
+    /// Its maps, [which may be in bf16](TokenMaps::in_f32).
     pub maps: &'a TokenMaps,
 }
 
@@ -197,7 +197,7 @@ impl dyn Backbone + '_ {
         let mut found = None;
         self.run(params, vec![images].into(), ctx, &mut |block| {
             if block.stage == stage && block.ends_stage {
-                found = Some(block.maps.clone());
+                found = Some(block.maps.clone().in_f32());
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())

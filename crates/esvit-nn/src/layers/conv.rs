@@ -2,9 +2,8 @@
 
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
-use crate::ops::{self, BatchNormValues, Filter};
+use crate::ops::{self, BatchNormValues, Filter, NormEnd};
 use crate::params::{Init, ParamId, Params, Scope};
-use crate::tensor::Tensor;
 
 /// A convolution over token maps with square filters: `weight [out, in, k, k]` and, where it has
 /// one, `bias [out]`.
@@ -70,18 +69,17 @@ impl Conv {
         TokenMaps { rows, segments }
     }
 
-    /// The convolution of maps, which the first norm, if there is one, normalizes and that go through
-    /// ReLU first, and the norm after it by given statistics, or with a shortcut `relu(norm(..) +
-    /// shortcut)`.
+    /// The convolution, `norm` after it by given statistics, and `end`: maps in the precision, as they may
+    /// come in, where nothing learns.
     ///
     /// # Panics
     /// As [`Conv::forward`], and when the convolution has a bias.
-    pub fn forward_in_norms(
+    pub fn forward_with_norm(
         &self,
         params: &Params,
         maps: TokenMaps,
-        norms: (Option<BatchNormValues>, BatchNormValues),
-        shortcut: Option<Tensor>,
+        norm: BatchNormValues,
+        end: NormEnd,
         ctx: &ForwardCtx,
     ) -> TokenMaps {
         assert!(self.bias.is_none(), "a convolution without bias");
@@ -90,14 +88,14 @@ impl Conv {
             &maps.segments,
             params.tensor(self.weight),
             [self.stride, self.padding],
-            norms,
-            shortcut,
+            norm,
+            end,
             ctx.compute(params.packing(self.weight)),
         );
         TokenMaps { rows, segments }
     }
 
-    /// The same of maps that `norm` normalizes and that go through ReLU first.
+    /// The convolution of maps that `norm` normalizes and that go through ReLU first.
     ///
     /// # Panics
     /// As [`Conv::forward`], and when the convolution has a bias.

@@ -1,7 +1,9 @@
 //! Convolution and max pooling over maps of tokens.
 
-use esvit_kernels::batch_norm::Normalization;
-use esvit_kernels::convolution::{self, Epilogue, Gradients};
+use esvit_kernels::batch_norm::{End, Normalization};
+use esvit_kernels::buffer::Buffer;
+use esvit_kernels::convolution::{self, Gradients};
+use esvit_kernels::element::{self, Bf16, Bf16x3};
 use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
 
@@ -9,6 +11,7 @@ use super::batch_norm::{BatchNormValues, Norm, batch_norm_relu};
 use super::cpu::{gradients, made, made_like, values};
 use super::prelude::*;
 use super::{Compute, Segment};
+use crate::tensor::{Dtype, Element};
 
 pub use esvit_kernels::maps::Filter;
 
@@ -56,10 +59,20 @@ pub fn batch_norm_relu_convolution(
     (apply(Convolution { maps, filter, norm: Some(norm), compute }, inputs), moved)
 }
 
-/// A convolution without bias and the norm after it, or with a `shortcut` as long as the results
-/// `relu(norm(convolution(..)) + shortcut)`; what the first of the norms, if there is one, and ReLU make of
-/// the maps is convolved. The last norm has given statistics. Where nothing learns, all of it is
-/// one operation, so that results go through memory once.
+/// What comes after a convolution and its norm.
+#[derive(Debug, Clone)]
+pub enum NormEnd {
+    /// Nothing.
+    Norm,
+    /// `relu(norm(..))`.
+    Relu,
+    /// `relu(norm(..) + shortcut)`, of a shortcut as long as the results.
+    Shortcut(Tensor),
+}
+
+/// A convolution without bias, the norm by given statistics after it, and `end`. Where nothing learns,
+/// all of it is one operation, so that results go through memory once, and they are stored in the
+/// precision: maps and a shortcut may be so as well.
 ///
 /// # Panics
 /// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
@@ -68,22 +81,25 @@ pub fn convolution_batch_norm(
     segments: &[Segment],
     weight: Tensor,
     [stride, padding]: [usize; 2],
-    (before, after): (Option<BatchNormValues>, BatchNormValues),
-    shortcut: Option<Tensor>,
+    norm: BatchNormValues,
+    end: NormEnd,
     compute: Compute,
 ) -> (Tensor, Vec<Segment>) {
-    let of_norms = before.iter().chain([&after]).flat_map(|norm| &norm.parameters);
-    let learns = [&x, &weight].into_iter().chain(of_norms).chain(&shortcut).any(Tensor::is_tracked);
-    if learns {
+    let shortcut = match &end {
+        NormEnd::Shortcut(shortcut) => Some(shortcut.clone()),
+        NormEnd::Norm | NormEnd::Relu => None,
+    };
+    let learns = [&x, &weight].into_iter().chain(&norm.parameters).chain(&shortcut);
+    if learns.into_iter().any(Tensor::is_tracked) {
         let precision = compute.precision;
-        let step = [stride, padding];
-        let (y, moved) = match before {
-            Some(norm) => batch_norm_relu_convolution(x, norm, segments, weight, step, compute),
-            None => convolution(x, segments, weight, None, step, compute),
-        };
-        let y = match shortcut {
-            Some(shortcut) => batch_norm_relu(y, after, Some(shortcut), precision),
-            None => after.forward(y, precision),
+        let (y, moved) =
+            convolution(x.to_dtype(Dtype::F32), segments, weight, None, [stride, padding], compute);
+        let y = match end {
+            NormEnd::Norm => norm.forward(y, precision),
+            _ => {
+                let shortcut = shortcut.map(|shortcut| shortcut.to_dtype(Dtype::F32));
+                batch_norm_relu(y, norm, shortcut, precision)
+            }
         };
         return (y, moved);
     }
@@ -91,12 +107,10 @@ pub fn convolution_batch_norm(
     assert_eq!(side, across, "a square filter");
     let filter = Filter { channels, side, stride, padding };
     let (maps, moved) = moved(segments, &filter, "a convolution");
-    let (norm, of_before) = before.map(|norm| (norm.norm, norm.parameters)).unzip();
-    let has_shortcut = shortcut.is_some();
-    let inputs = [x, weight].into_iter().chain(of_before.into_iter().flatten());
-    let inputs: Vec<Tensor> = inputs.chain(after.parameters).chain(shortcut).collect();
-    let convolution = Convolution { maps, filter, norm, compute };
-    (apply(ConvolutionBatchNorm { convolution, norm: after.norm, has_shortcut }, inputs), moved)
+    let BatchNormValues { norm, parameters } = norm;
+    let has_relu = !matches!(end, NormEnd::Norm);
+    let inputs: Vec<Tensor> = [x, weight].into_iter().chain(parameters).chain(shortcut).collect();
+    (apply(ConvolutionBatchNorm { maps, filter, norm, has_relu, compute }, inputs), moved)
 }
 
 /// The largest values of the maps of `x [rows, C]` under a square window of `side` pixels at every
@@ -128,11 +142,6 @@ fn moved(segments: &[Segment], filter: &Filter, what: &str) -> (Vec<Maps>, Vec<S
     segments.iter().map(of).unzip()
 }
 
-/// Rows that a filter makes of maps.
-fn positions(maps: &[Maps], filter: &Filter) -> usize {
-    maps.iter().map(|maps| maps.images * filter.output(maps).tokens()).sum()
-}
-
 /// The maps of rows as images, `[n, channels, height, width]`, if they have one size.
 fn image_nodes(nodes: &mut Nodes<'_>, x: &str, maps: &[Maps], channels: usize) -> Option<String> {
     let [Maps { size: [height, width], .. }] = *maps else { return None };
@@ -160,33 +169,17 @@ impl Convolution {
     fn norms(&self, of_norm: &[Tensor]) -> Option<Vec<Normalization>> {
         self.norm.as_ref().map(|norm| norm.of_maps(of_norm, self.maps.len()))
     }
-
-    /// The results, with what follows.
-    fn compute(&self, inputs: &[Tensor], epilogue: Option<Epilogue<'_>>) -> Tensor {
-        let Self { maps, filter, norm, compute } = self;
-        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let bias = inputs.get(2).filter(|_| norm.is_none() && epilogue.is_none()).map(values);
-        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
-        let y = with_element!(compute.precision, T => {
-            let packed = compute.packing.get(compute.precision, || {
-                convolution::pack::<T>(filter, weight, bias)
-            });
-            convolution::forward(x, maps, filter, norms.as_deref(), &packed, epilogue)
-        });
-        let shape = [y.len() / outputs, outputs];
-        made(y, shape)
-    }
 }
 
 impl Operation for Convolution {
     fn output(&self, inputs: &[Shape]) -> Shape {
         let [_, channels] = inputs[0].dims();
         assert_eq!(channels, self.filter.channels, "channels of maps and filters");
-        [positions(&self.maps, &self.filter), inputs[1][0]].into()
+        [self.filter.positions_of_all(&self.maps), inputs[1][0]].into()
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        let macs = positions(&self.maps, &self.filter) * inputs[1].numel();
+        let macs = self.filter.positions_of_all(&self.maps) * inputs[1].numel();
         Cost::products(macs).saving(inputs[0].numel(), self.compute.precision)
     }
 
@@ -209,7 +202,18 @@ impl Operation for Convolution {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let y = self.compute(&inputs, None);
+        let Self { maps, filter, norm, compute } = self;
+        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
+        let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
+        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
+        let y = with_element!(compute.precision, T => {
+            let packed = compute.packing.get(compute.precision, || {
+                convolution::pack::<T>(filter, weight, bias)
+            });
+            convolution::forward(x, maps, filter, norms.as_deref(), &packed)
+        });
+        let shape = [y.len() / outputs, outputs];
+        let y = made(y, shape);
         let saved = save.then(|| Saved::new(self.compute.precision.save(inputs.swap_remove(0))));
         (y, saved)
     }
@@ -239,29 +243,70 @@ impl Operation for Convolution {
     }
 }
 
-/// Inputs: those of the convolution, of the norm after it, and the shortcut, if there is one.
+/// Inputs: `x`, `weight`, those of the norm, and the shortcut, if there is one.
 #[derive(Debug)]
 struct ConvolutionBatchNorm {
-    convolution: Convolution,
+    maps: Vec<Maps>,
+    filter: Filter,
     norm: Norm,
-    has_shortcut: bool,
+    has_relu: bool,
+    compute: Compute,
+}
+
+impl ConvolutionBatchNorm {
+    /// The results in `O`, of products in `T`.
+    fn results<T, O>(&self, inputs: &[Tensor]) -> Tensor
+    where
+        T: element::Element,
+        O: element::Element + Element<Memory = Buffer<O>>,
+    {
+        let Self { maps, filter, compute, .. } = self;
+        let (weight, outputs) = (values(&inputs[1]), inputs[1].shape()[0]);
+        let packed =
+            compute.packing.get(compute.precision, || convolution::pack::<T>(filter, weight, None));
+        let shortcut = 2 + self.norm.inputs();
+        let norm = &self.norm.of_maps(&inputs[2..shortcut], 1)[0];
+        let shortcut = inputs.get(shortcut).map(|shortcut| shortcut.clone().to_dtype(O::DTYPE));
+        let end = match &shortcut {
+            Some(shortcut) => End::Shortcut(shortcut.values()),
+            None if self.has_relu => End::Relu,
+            None => End::Norm,
+        };
+        let y = match inputs[0].dtype() {
+            Dtype::F32 => {
+                let x: &[f32] = inputs[0].values();
+                convolution::forward_normalized(x, maps, filter, &packed, norm, end)
+            }
+            _ => {
+                let x: &[O] = inputs[0].values();
+                convolution::forward_normalized(x, maps, filter, &packed, norm, end)
+            }
+        };
+        let shape = [y.len() / outputs, outputs];
+        Tensor::of_memory::<O>(y, shape)
+    }
 }
 
 impl Operation for ConvolutionBatchNorm {
     fn output(&self, inputs: &[Shape]) -> Shape {
-        self.convolution.output(inputs)
+        [self.filter.positions_of_all(&self.maps), inputs[1][0]].into()
+    }
+
+    fn dtype(&self, _: Dtype) -> Dtype {
+        self.compute.precision.dtype()
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        self.convolution.cost(inputs)
+        Cost::products(self.filter.positions_of_all(&self.maps) * inputs[1].numel())
     }
 
     fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
-        let before = 2 + self.convolution.norm.as_ref().map_or(0, Norm::inputs);
-        let after = before + self.norm.inputs();
-        let norm = &self.norm.of_maps(&inputs[before..after], 1)[0];
-        let shortcut = self.has_shortcut.then(|| values(&inputs[after]));
-        (self.convolution.compute(&inputs[..before], Some(Epilogue { norm, shortcut })), None)
+        let y = match self.compute.precision {
+            Precision::F32 => self.results::<f32, f32>(&inputs),
+            Precision::Bf16 => self.results::<Bf16, Bf16>(&inputs),
+            Precision::Bf16x3 => self.results::<Bf16x3, f32>(&inputs),
+        };
+        (y, None)
     }
 }
 
@@ -273,7 +318,7 @@ struct MaxPool {
 
 impl Operation for MaxPool {
     fn output(&self, inputs: &[Shape]) -> Shape {
-        inputs[0].with(0, positions(&self.maps, &self.filter))
+        inputs[0].with(0, self.filter.positions_of_all(&self.maps))
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
@@ -296,10 +341,23 @@ impl Operation for MaxPool {
     }
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let (y, places) = pooling::max_pool(values(&inputs[0]), &self.maps, &self.filter);
-        let channels = self.filter.channels;
-        let shape = [y.len() / channels, channels];
-        (made(y, shape), save.then(|| Saved::new(places)))
+        let Self { maps, filter } = self;
+        let shape = [filter.positions_of_all(maps), filter.channels];
+        if save {
+            let (y, places) = pooling::max_pool(values(&inputs[0]), maps, filter);
+            return (made(y, shape), Some(Saved::new(places)));
+        }
+        let y = match inputs[0].dtype() {
+            Dtype::Bf16 => {
+                let x: &[Bf16] = inputs[0].values();
+                Tensor::of_memory::<Bf16>(pooling::largest(x, maps, filter), shape)
+            }
+            _ => {
+                let y = pooling::largest(values(&inputs[0]), maps, filter);
+                Tensor::of_memory::<f32>(y, shape)
+            }
+        };
+        (y, None)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {

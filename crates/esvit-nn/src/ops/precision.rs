@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cpu::{made, values, values_mut};
 use super::{AutoChoice, Packing};
 use crate::tape::Saved;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::{Dtype, Shape, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
 /// everything between operations are always f32.
@@ -50,6 +50,14 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Bf16x3 => "bf16x3",
+        }
+    }
+
+    /// The type in which evaluation may store what lies between operations.
+    pub(super) fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 | Self::Bf16x3 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
         }
     }
 

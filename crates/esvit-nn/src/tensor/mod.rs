@@ -14,7 +14,7 @@ pub use shape::{MAX_RANK, Shape};
 
 use crate::device::Device;
 use crate::tape::{Tape, ValueId};
-use buffer::Buffer;
+use buffer::Memory;
 
 /// A tensor.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ fn count_read() {
 /// Where the values are.
 #[derive(Debug, Clone)]
 enum Storage {
-    /// In the CPU's memory, a [`Buffer`] from an offset on.
+    /// In the CPU's memory, [`Memory`] from an offset on.
     Cpu(Arc<dyn Any + Send + Sync>, usize),
     /// Nowhere: in a pass over shapes alone.
     Symbolic,
@@ -55,9 +55,14 @@ impl Tensor {
     /// When their number is not that of the shape.
     pub fn new<T: Element>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> Self {
         let Device::Cpu = device;
+        Self::of_memory::<T>(T::Memory::of(values), shape)
+    }
+
+    /// The same of values in their memory.
+    pub(crate) fn of_memory<T: Element>(memory: T::Memory, shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
-        assert_eq!(values.len(), shape.numel(), "number of values of {shape:?}");
-        let storage = Storage::Cpu(Arc::new(Buffer(values)), 0);
+        assert_eq!(memory.len(), shape.numel(), "number of values of {shape:?}");
+        let storage = Storage::Cpu(Arc::new(memory), 0);
         Self { storage, shape, dtype: T::DTYPE, node: None }
     }
 
@@ -184,9 +189,8 @@ impl Tensor {
         let Storage::Cpu(buffer, offset) = &self.storage else {
             panic!("a pass over shapes has no values")
         };
-        let buffer = buffer.downcast_ref::<Buffer<T>>();
-        let Buffer(values) =
-            buffer.unwrap_or_else(|| panic!("{:?}, not {:?}", self.dtype, T::DTYPE));
+        let memory = buffer.downcast_ref::<T::Memory>();
+        let values = memory.unwrap_or_else(|| panic!("{:?}, not {:?}", self.dtype, T::DTYPE));
         &values[*offset..offset + self.numel()]
     }
 
@@ -196,18 +200,17 @@ impl Tensor {
     /// When the elements have another type.
     pub(crate) fn values_mut<T: Element>(&mut self) -> &mut [T] {
         if self.owned::<T>().is_none() {
-            *self = Self::new(T::copied(self.values()), self.shape, &self.device());
+            *self = Self::of_memory::<T>(T::Memory::copied(self.values()), self.shape);
         }
         let len = self.numel();
-        let (values, offset) = self.owned().expect("the only owner");
+        let (values, offset) = self.owned::<T>().expect("the only owner");
         &mut values[offset..offset + len]
     }
 
-    /// The buffer and the offset in it, if nobody else holds it.
-    fn owned<T: Element>(&mut self) -> Option<(&mut Vec<T>, usize)> {
+    /// The memory and the offset in it, if nobody else holds it.
+    fn owned<T: Element>(&mut self) -> Option<(&mut T::Memory, usize)> {
         let Storage::Cpu(buffer, offset) = &mut self.storage else { return None };
-        let Buffer(values) = Arc::get_mut(buffer)?.downcast_mut()?;
-        Some((values, *offset))
+        Some((Arc::get_mut(buffer)?.downcast_mut()?, *offset))
     }
 
     /// Overwrites the values from `start` on; copied first if the tensor has another owner.
@@ -225,8 +228,8 @@ impl Tensor {
     pub fn into_vec<T: Element>(mut self) -> Vec<T> {
         count_read();
         let len = self.numel();
-        match self.owned() {
-            Some((values, 0)) if values.len() == len => std::mem::take(values),
+        match self.owned::<T>() {
+            Some((memory, 0)) if memory.len() == len => memory.take(),
             _ => self.values().to_vec(),
         }
     }

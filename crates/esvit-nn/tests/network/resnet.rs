@@ -207,6 +207,41 @@ fn sizes_at_once_and_alone() {
     }
 }
 
+/// In evaluation maps are stored in bf16 from the stem to the last block: what is seen of a block, of a stage
+/// and of masked images is in f32 all the same, and near to what f32 gives.
+#[test]
+fn evaluated_in_bf16() {
+    for config in kinds() {
+        let (network, params) = network(&config);
+        let input = images(1000, [3, 3, 41, 38]);
+        let [exact, rounded] =
+            [Precision::F32, Precision::Bf16].map(|of| ForwardCtx::eval().with_precision(of));
+        let near = |what: &str, of: &dyn Fn(&ForwardCtx) -> Tensor| {
+            let [exact, rounded] = [&exact, &rounded].map(|ctx| of(ctx).to_vec::<f32>());
+            assert_ne!(exact, rounded, "{what}: {config:?}");
+            assert_alike(&format!("{what}: {config:?}"), &rounded, &exact, 0.03);
+        };
+        near("features", &|ctx| network.forward(&params, input.clone(), ctx).region);
+        near("probe", &|ctx| network.last_blocks(&params, input.clone(), 2, ctx));
+        let stage = |ctx: &ForwardCtx| network.stage_features(&params, input.clone(), 0, ctx);
+        near("stage", &|ctx| stage(ctx).unwrap().region);
+        let masked = |ctx: &ForwardCtx| {
+            let rows = Tensor::zeros([3 * 110], &Device::Cpu);
+            let mask = TokenMask { rows, token: hashed_tensor(9, [6]) };
+            let input = Input { images: vec![input.clone()], mask: Some(&mask) };
+            let go_on = &mut |_: BlockOutput<'_>| ControlFlow::Continue(());
+            network.run(&params, input, ctx, go_on).unwrap().rows
+        };
+        near("masked", &masked);
+        // Where parameters learn, maps stay in f32.
+        let tape = Tape::new();
+        let tracked = params.tracked(&tape);
+        let learned = network.forward(&tracked, input.clone(), &rounded).region.detach();
+        let found = network.forward(&params, input.clone(), &rounded).region;
+        assert_alike("learned", &found.to_vec::<f32>(), &learned.to_vec::<f32>(), 0.03);
+    }
+}
+
 /// A pass over two sizes moves running statistics twice, as a pass after another does.
 #[test]
 fn running_statistics_move_with_every_size() {

@@ -6,7 +6,7 @@ use super::{BlockKind, ResNetConfig, he_normal};
 use crate::backbone::TokenMaps;
 use crate::forward_ctx::ForwardCtx;
 use crate::layers::{BatchNorm, Conv};
-use crate::ops::{self, BatchNormValues};
+use crate::ops::{self, BatchNormValues, NormEnd};
 use crate::params::{Params, Scope};
 use crate::tensor::Tensor;
 
@@ -45,19 +45,21 @@ impl ConvNorm {
         Self::new(scope, [&conv, &norm], sizes, stride, norm_eps)
     }
 
-    /// The convolution, after the norm and the ReLU that its input still lacks.
+    /// `relu(norm(convolution))`; in training only the convolution, so that norm and ReLU are left to what
+    /// comes next.
     pub(super) fn forward(&self, params: &Params, input: Branch, ctx: &ForwardCtx) -> Branch {
-        let maps = match input {
-            Branch::Maps(maps) => self.conv.forward(params, maps, ctx),
-            Branch::Unnormalized(maps, norm) => {
-                self.conv.forward_normalized(params, maps, norm, ctx)
+        match input {
+            Branch::Maps(maps) if !ctx.is_training() => {
+                Branch::Maps(self.evaluated(params, maps, NormEnd::Relu, ctx))
             }
-        };
-        let norm = self.norm.values(params, &maps, ctx);
-        Branch::Unnormalized(maps, norm)
+            input => {
+                let (maps, norm) = self.unnormalized(params, input, ctx);
+                Branch::Unnormalized(maps, norm)
+            }
+        }
     }
 
-    /// The same with the norm after it, or with a shortcut `relu(norm(..) + shortcut)`, which ends a branch.
+    /// `norm(convolution)`, or with a shortcut `relu(norm(convolution) + shortcut)`, which ends a branch.
     pub(super) fn finish(
         &self,
         params: &Params,
@@ -65,58 +67,65 @@ impl ConvNorm {
         shortcut: Option<Tensor>,
         ctx: &ForwardCtx,
     ) -> TokenMaps {
-        if ctx.is_training() {
-            let branch = self.forward(params, input, ctx);
-            return match shortcut {
-                None => branch.normalized(ctx),
-                shortcut => branch.relu_with(shortcut, ctx),
-            };
-        }
-        let (maps, norm) = match input {
-            Branch::Maps(maps) => (maps, None),
-            Branch::Unnormalized(maps, norm) => (maps, Some(norm)),
+        let input = match input {
+            Branch::Maps(maps) if !ctx.is_training() => {
+                let end = shortcut.map_or(NormEnd::Norm, NormEnd::Shortcut);
+                return self.evaluated(params, maps, end, ctx);
+            }
+            input => input,
         };
-        let norms = (norm, self.norm.running_values(params));
-        self.conv.forward_in_norms(params, maps, norms, shortcut, ctx)
+        let (TokenMaps { rows, segments }, norm) = self.unnormalized(params, input, ctx);
+        let rows = match shortcut {
+            None => norm.forward(rows, ctx.precision),
+            shortcut => ops::batch_norm_relu(rows, norm, shortcut, ctx.precision),
+        };
+        TokenMaps { rows, segments }
+    }
+
+    fn evaluated(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        end: NormEnd,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        self.conv.forward_with_norm(params, maps, self.norm.running_values(params), end, ctx)
+    }
+
+    /// The convolution, after the norm and the ReLU that its input still lacks, and what its norm does.
+    fn unnormalized(
+        &self,
+        params: &Params,
+        input: Branch,
+        ctx: &ForwardCtx,
+    ) -> (TokenMaps, BatchNormValues) {
+        let maps = match input {
+            Branch::Maps(maps) => self.conv.forward(params, maps, ctx),
+            Branch::Unnormalized(maps, norm) => {
+                self.conv.forward_normalized(params, maps, norm, ctx)
+            }
+        };
+        let norm = self.norm.values(params, &maps, ctx);
+        (maps, norm)
     }
 }
 
 /// Maps within a branch.
 pub(super) enum Branch {
-    /// As the next layer takes them.
+    /// As the next layer takes them; in evaluation they may be in bf16.
     Maps(TokenMaps),
-    /// To be normalized, and then mostly to go through ReLU: what comes next does both, so that the
-    /// results need not be stored.
+    /// To be normalized and to go through ReLU: what comes next does both, so that the results need not be
+    /// stored.
     Unnormalized(TokenMaps, BatchNormValues),
 }
 
 impl Branch {
-    pub(super) fn normalized(self, ctx: &ForwardCtx) -> TokenMaps {
+    /// As a layer takes them.
+    pub(super) fn finished(self, ctx: &ForwardCtx) -> TokenMaps {
         match self {
             Self::Maps(maps) => maps,
             Self::Unnormalized(maps, norm) => {
-                TokenMaps { rows: norm.forward(maps.rows, ctx.precision), segments: maps.segments }
-            }
-        }
-    }
-
-    /// `relu(norm(x))`.
-    pub(super) fn relu(self, ctx: &ForwardCtx) -> TokenMaps {
-        self.relu_with(None, ctx)
-    }
-
-    /// `relu(norm(x) + shortcut)`.
-    pub(super) fn relu_with(self, shortcut: Option<Tensor>, ctx: &ForwardCtx) -> TokenMaps {
-        match self {
-            Self::Maps(maps) => {
-                let rows = match shortcut {
-                    Some(shortcut) => maps.rows + shortcut,
-                    None => maps.rows,
-                };
-                TokenMaps { rows: rows.relu(), segments: maps.segments }
-            }
-            Self::Unnormalized(maps, norm) => {
-                let rows = ops::batch_norm_relu(maps.rows, norm, shortcut, ctx.precision);
+                let rows = ops::batch_norm_relu(maps.rows, norm, None, ctx.precision);
                 TokenMaps { rows, segments: maps.segments }
             }
         }

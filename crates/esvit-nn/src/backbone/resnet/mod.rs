@@ -85,7 +85,7 @@ impl Stem {
         for conv in &self.convs {
             branch = conv.forward(params, branch, ctx);
         }
-        let TokenMaps { rows, segments } = branch.relu(ctx);
+        let TokenMaps { rows, segments } = branch.finished(ctx);
         let (rows, segments) = ops::max_pool(rows, &segments, [3, 2, 1]);
         TokenMaps { rows, segments }
     }
@@ -115,8 +115,8 @@ impl Backbone for ResNet {
         tap: &mut dyn FnMut(BlockOutput<'_>) -> ControlFlow<()>,
     ) -> Option<TokenMaps> {
         let mut maps = self.stem.forward(params, input.images, ctx);
-        if let Some(mask) = input.mask {
-            maps.rows = mask.apply(maps.rows);
+        if input.mask.is_some() {
+            maps = maps.in_f32().masked(input.mask);
         }
         for block in &self.blocks {
             maps = block.forward(params, maps, ctx);
@@ -125,7 +125,7 @@ impl Backbone for ResNet {
                 return None;
             }
         }
-        Some(maps)
+        Some(maps.in_f32())
     }
 
     /// There is no final norm.

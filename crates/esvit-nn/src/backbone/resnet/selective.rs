@@ -38,7 +38,8 @@ impl SelectiveKernels {
     }
 
     pub(super) fn forward(&self, params: &Params, branch: Branch, ctx: &ForwardCtx) -> TokenMaps {
-        let TokenMaps { rows, segments } = self.both.forward(params, branch, ctx).relu(ctx);
+        let TokenMaps { rows, segments } =
+            self.both.forward(params, branch, ctx).finished(ctx).in_f32();
         let half = |of: usize| rows.clone().narrow(1, of * self.width, self.width);
         let (x, y) = (half(0), half(1));
 
@@ -46,7 +47,7 @@ impl SelectiveKernels {
         let means = ops::global_average_pool(x.clone() + y.clone(), &images);
         let of_images = segments.iter().map(|segment| Segment::new(segment.images, [1, 1]));
         let means = TokenMaps { rows: means, segments: of_images.collect() };
-        let hidden = self.reduce.forward(params, Branch::Maps(means), ctx).relu(ctx);
+        let hidden = self.reduce.forward(params, Branch::Maps(means), ctx).finished(ctx).in_f32();
         let logits = self.select.forward(params, hidden, ctx).rows;
         let logit = |of: usize| logits.clone().narrow(1, of * self.width, self.width);
         // The softmax of two is a sigmoid of their difference.

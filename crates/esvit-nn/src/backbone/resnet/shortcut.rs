@@ -50,7 +50,7 @@ impl Shortcut {
 /// square that reaches beyond the map is, with stride 1, the mean of the pixels that there are, and
 /// with stride 2 has zeros in place of the others.
 fn averaged(maps: TokenMaps, stride: usize) -> TokenMaps {
-    let TokenMaps { rows, segments } = maps;
+    let TokenMaps { rows, segments } = maps.in_f32();
     let [_, channels] = rows.dims();
     let (mut places, mut shares, mut first) = (Vec::new(), Vec::new(), 0);
     for Segment { images, map: [height, width], .. } in &segments {
