@@ -592,7 +592,7 @@ mod tests {
         under_each(|_| check_all(&maps, &stem, 17));
         // Several panels; tasks of several images and of some lines of one.
         let inner = Filter { channels: 6, side: 3, stride: 1, padding: 1 };
-        let maps = [Maps { images: 9, size: [4, 3] }, Maps { images: 2, size: [41, 30] }];
+        let maps = [Maps { images: 9, size: [5, 13] }, Maps { images: 2, size: [41, 30] }];
         under_each(|_| check_all(&maps, &inner, 70));
     }
 }

@@ -12,6 +12,11 @@ use crate::maps::{Filter, Maps};
 use crate::rows::{BLOCK_SHARES, PanelTile, fitting_rows};
 use crate::simd::dispatch;
 
+/// Rows of a map at least where products of tiles read overlapping rows, and of a line of positions where
+/// other products do: below, gathering rows costs less than loading filters more often.
+const LEAST_TILE_ROWS: usize = 48;
+const LEAST_ROWS: usize = 12;
+
 /// Values of a line of a filter in the LHS of products of tiles, where it has fewer: one row of a tile.
 const NARROW_LINE: usize = 32;
 
@@ -84,12 +89,18 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
         }
     }
 
-    /// Whether GEMM can read overlapping rows from where they are, for one line of the filter after
-    /// another: the next position begins a pixel later, and K steps do not reach into the next line.
+    /// Whether GEMM is to read overlapping rows from where they are, for one line of the filter after
+    /// another: the next position begins a pixel later, K steps do not reach into the next line, and a map
+    /// has enough rows for filters to be worth loading.
     pub(super) fn overlap(&self) -> bool {
+        let ([_, pitch], [down, across]) = (self.size, self.positions);
         let values = self.filter.side * self.filter.channels;
         let is_whole = values.is_multiple_of(T::K_PACK) && values == line_values::<T>(self.filter);
-        self.filter.stride == 1 && is_whole
+        let is_large = match T::has_tiles() {
+            true => (down.saturating_sub(1) * pitch + across) >= LEAST_TILE_ROWS,
+            false => across >= LEAST_ROWS,
+        };
+        self.filter.stride == 1 && is_whole && is_large
     }
 
     /// Multiplies such rows with all filters. `finish` gets results of positions, the place of these in
