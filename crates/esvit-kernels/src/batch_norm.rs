@@ -310,15 +310,16 @@ dispatch! {
         row: usize,
         to: &mut [T],
     ) {
-        let [mean, slope, beta] = affine;
+        let columns = affine[0].len();
+        let [mean, slope, beta] = affine.map(|of| &of[..columns]);
         let to = to.chunks_exact_mut(row).zip(shortcut.chunks_exact(row));
         for (x, (to, shortcut)) in x.chunks_exact(x_row).zip(to) {
-            let own = first..first + mean.len();
-            let to = &mut to[own.clone()];
-            to.copy_from_slice(&shortcut[own]);
-            simd::update(to, [x, mean, slope, beta], |shortcut, [x, mean, slope, beta]| {
-                relu(normalized(x, mean, slope, beta) + shortcut)
-            });
+            let (x, own) = (&x[..columns], first..first + columns);
+            let (to, shortcut) = (&mut to[own.clone()], &shortcut[own]);
+            for i in 0..columns {
+                let sum = normalized(x[i], mean[i], slope[i], beta[i]) + shortcut[i].to_f32();
+                to[i] = T::from_f32(relu(sum));
+            }
         }
     }
 
