@@ -348,6 +348,8 @@ fn convolution_batch_norm() {
             let tape = Tape::new();
             let (one_by_one, also) = given(tape.watch(x.clone()), &end);
             assert_eq!((&also, one_by_one.is_tracked()), (&moved, true));
+            // What learns stays in f32.
+            assert_eq!(one_by_one.dtype(), Dtype::F32);
             assert_eq!(as_stored(one_by_one.detach()).to_vec::<f32>(), found);
 
             let end = match end {

@@ -187,6 +187,26 @@ mod tests {
         }
     }
 
+    /// Running statistics move by a tenth to the mean and the unbiased variance of a batch.
+    #[test]
+    fn running_statistics_by_hand() {
+        let mut registry = Registry::default();
+        let norm = BatchNorm::new(&mut registry.root(), 2, 1e-5);
+        let mut params = Params::init(&registry.finish(), 0, &Device::Cpu);
+        let x = vec![1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 4.0];
+        let ctx = ForwardCtx::teacher();
+        norm.forward(&params, Tensor::new(x, [4, 2], &Device::Cpu), &ctx);
+        params.set_buffers(ctx.into_statistics());
+        let [mean, variance] =
+            [norm.running_mean, norm.running_var].map(|id| params.vector(id).to_vec::<f32>());
+        let near = |found: &[f32], expected: [f32; 2]| {
+            let pairs = found.iter().zip(expected);
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        };
+        near(&mean, [0.25, 0.1]);
+        near(&variance, [0.9 + 0.1 * 5.0 / 3.0, 0.9 + 0.1 * 4.0]);
+    }
+
     /// A gain alone has no shift; without both, rows have mean 0 and variance 1.
     #[test]
     fn norms_that_learn_less() {
