@@ -2,8 +2,9 @@
 //! are a row (im2col), and GEMM multiplies rows with all filters.
 //!
 //! Rows are made a block at a time, so that they stay in the caches; the backward pass makes them
-//! again, since they are as many times larger than the maps as a filter has places. Batch norm and
-//! ReLU before a convolution are part of it, so that what they give is never stored.
+//! again, since they are as many times larger than the maps as a filter has places. Where maps are their
+//! own rows, or rows overlap in memory (`lines.rs`), none are made. Batch norm and ReLU before a convolution are
+//! part of it, so that what they give is never stored, and so are in evaluation those after it.
 
 mod lines;
 

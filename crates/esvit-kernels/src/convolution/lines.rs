@@ -12,10 +12,12 @@ use crate::maps::{Filter, Maps};
 use crate::rows::{BLOCK_SHARES, PanelTile, fitting_rows};
 use crate::simd::dispatch;
 
-/// Rows of a map at least where products of tiles read overlapping rows, and of a line of positions where
-/// other products do: below, gathering rows costs less than loading filters more often.
+/// Rows that a map must have for products of tiles to read overlapping ones: with fewer, gathering them costs
+/// less than loading filters more often.
 const LEAST_TILE_ROWS: usize = 48;
-const LEAST_ROWS: usize = 12;
+
+/// Positions that a line of a map must have for other products to do so.
+const LEAST_POSITIONS: usize = 12;
 
 /// Values of a line of a filter in the LHS of products of tiles, where it has fewer: one row of a tile.
 const NARROW_LINE: usize = 32;
@@ -98,7 +100,7 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
         let is_whole = values.is_multiple_of(T::K_PACK) && values == line_values::<T>(self.filter);
         let is_large = match T::has_tiles() {
             true => (down.saturating_sub(1) * pitch + across) >= LEAST_TILE_ROWS,
-            false => across >= LEAST_ROWS,
+            false => across >= LEAST_POSITIONS,
         };
         self.filter.stride == 1 && is_whole && is_large
     }

@@ -133,22 +133,39 @@ fn pack<T: Element>(
 }
 
 impl<T: Element> Operands<'_, T> {
-    /// Exponentials of a chunk of prototypes, and what makes them a softmax.
-    fn forward(&self, [student, teacher]: &[Logits<'_, T>; 2], chunking: Chunking) -> Chunk<T> {
-        let Chunking { d, row_capacity, .. } = chunking;
-        let (pairs, count) = (&self.part.pairs, student.count);
-        let lanes = padded_row_len::<T>(count);
-        let mut exps = Buffer::<T>::uninit(row_capacity * padded_row_len::<T>(chunking.chunk));
+    /// What the loss needs of a chunk of prototypes.
+    fn forward(&self, logits: &[Logits<'_, T>; 2], chunking: Chunking) -> Chunk<T> {
+        let pairs = &self.part.pairs;
+        let (count, lanes) = (logits[0].count, padded_row_len::<T>(logits[0].count));
+        let mut dots = vec![0.0; pairs.len()];
+        let ([student, teacher], exps) =
+            self.exponentials(logits, chunking, |row, logits, of_teacher| {
+                for pair in pairs.range(row) {
+                    let (teacher, _) = pairs.get(pair);
+                    dots[pair] = dot(&of_teacher[teacher * lanes..][..count], logits);
+                }
+            });
+        Chunk { student, teacher, dots, exps: Some(exps) }
+    }
+
+    /// Exponentials of a chunk of prototypes, the teacher's first, and what makes those of student and
+    /// teacher a softmax. `on_logits` gets every row's logits of the student, with all exponentials of the
+    /// teacher.
+    fn exponentials(
+        &self,
+        [student, teacher]: &[Logits<'_, T>; 2],
+        chunking: Chunking,
+        mut on_logits: impl FnMut(usize, &[f32], &[T]),
+    ) -> ([Vec<SoftmaxStats>; 2], Buffer<T>) {
+        let Chunking { d, row_capacity, chunk, .. } = chunking;
+        let lanes = padded_row_len::<T>(student.count);
+        let mut exps = Buffer::<T>::uninit(row_capacity * padded_row_len::<T>(chunk));
         let (of_teacher, of_student) = exps.split_at_mut(self.part.teachers.len() * lanes);
         let teacher = teacher.exponentials(&self.teacher, d, of_teacher, |_, _| {});
-        let mut dots = vec![0.0; pairs.len()];
         let student = student.exponentials(&self.student, d, of_student, |row, logits| {
-            for pair in pairs.range(row) {
-                let (teacher, _) = pairs.get(pair);
-                dots[pair] = dot(&of_teacher[teacher * lanes..][..count], logits);
-            }
+            on_logits(row, logits, of_teacher);
         });
-        Chunk { student, teacher, dots, exps: Some(exps) }
+        ([student, teacher], exps)
     }
 }
 
@@ -263,7 +280,7 @@ fn backward<'a, T: Element>(
                 for (of, operands) in operands.iter().enumerate() {
                     let exps = found[of].exps.take().or_else(|| {
                         let logits = logits.as_ref()?;
-                        operands.forward(logits, chunking).exps
+                        Some(operands.exponentials(logits, chunking, |_, _, _| {}).1)
                     });
                     let exps = exps.expect("saved or computed again");
                     let rows = operands.part.rows.len();
