@@ -193,7 +193,7 @@ mod tests {
         let mut registry = Registry::default();
         let norm = BatchNorm::new(&mut registry.root(), 2, 1e-5);
         let mut params = Params::init(&registry.finish(), 0, &Device::Cpu);
-        let x = vec![1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 4.0];
+        let x: Vec<f32> = vec![1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 4.0];
         let ctx = ForwardCtx::teacher();
         norm.forward(&params, Tensor::new(x, [4, 2], &Device::Cpu), &ctx);
         params.set_buffers(ctx.into_statistics());
