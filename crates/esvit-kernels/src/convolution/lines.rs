@@ -16,7 +16,7 @@ use crate::simd::dispatch;
 /// less than loading filters more often.
 const LEAST_TILE_ROWS: usize = 48;
 
-/// Positions that a line of a map must have for other products to do so.
+/// Positions that a line of a map must have for other products to do so: two tiles of six rows.
 const LEAST_POSITIONS: usize = 12;
 
 /// Values of a line of a filter in the LHS of products of tiles, where it has fewer: one row of a tile.

@@ -13,7 +13,8 @@ use crate::tape::Saved;
 use crate::tensor::{Dtype, Shape, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
-/// everything between operations are always f32.
+/// everything between operations are f32, but for the maps of a ResNet in evaluation, which are stored as
+/// operands are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
