@@ -102,9 +102,9 @@ pub(crate) use with_gate;
 dispatch! {
     /// Stores `act(x)` for the first `columns` values of each row of `x [rows, width]`, in rows
     /// `to_row` values apart.
-    pub(crate) fn activate<T: Element, G: Gate>(
+    pub(crate) fn activate<I: Element, T: Element, G: Gate>(
         gate: G,
-        x: &[f32],
+        x: &[I],
         width: usize,
         columns: usize,
         active: &mut [T],

@@ -6,7 +6,7 @@
 use std::array::from_fn;
 
 use crate::buffer::Buffer;
-use crate::element::{Element, padded_row_len};
+use crate::element::{Element, padded_row_len, same};
 use crate::elementwise::update;
 use crate::gemm::{Dims, LANES, Lhs, gemm, transpose_rows};
 use crate::window_attention::{QUERIES, softmax, softmax_backward, vnni_packed};
@@ -95,7 +95,10 @@ impl<T: Element> Head<T> {
     }
 
     /// Takes keys and values, each `d` wide.
-    pub(crate) fn load_keys<'r>(&mut self, rows: impl ExactSizeIterator<Item = [&'r [f32]; 2]>) {
+    pub(crate) fn load_keys<'r, S: Element>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = [&'r [S]; 2]>,
+    ) {
         let (d, row, n) = (self.d, self.row, rows.len());
         if n != self.n {
             // Padding may be where keys were, and these may have been no numbers.
@@ -105,8 +108,8 @@ impl<T: Element> Head<T> {
         (self.n, self.lanes, self.is_first) = (n, n.next_multiple_of(LANES), true);
         let to = self.k.chunks_exact_mut(row).zip(self.v.chunks_exact_mut(row));
         for ([key, value], (k, v)) in rows.zip(to) {
-            update(&mut k[..d], [key], |_, [key]| key);
-            update(&mut v[..d], [value], |_, [value]| value);
+            convert(key, &mut k[..d]);
+            convert(value, &mut v[..d]);
         }
         let step = self.lanes * T::K_PACK;
         transpose_rows(&self.k, row, n, &mut self.k_t, step);
@@ -116,7 +119,10 @@ impl<T: Element> Head<T> {
     }
 
     /// Takes a block of queries.
-    pub(crate) fn load_queries<'r>(&mut self, rows: impl ExactSizeIterator<Item = &'r [f32]>) {
+    pub(crate) fn load_queries<'r, S: Element>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'r [S]>,
+    ) {
         self.m = rows.len();
         load(rows, &mut self.q, self.row);
     }
@@ -200,8 +206,16 @@ impl<T: Element> Head<T> {
 }
 
 /// Stores rows in the element type, `row` values apart.
-fn load<'r, T: Element>(from: impl Iterator<Item = &'r [f32]>, to: &mut [T], row: usize) {
+fn load<'r, S: Element, T: Element>(from: impl Iterator<Item = &'r [S]>, to: &mut [T], row: usize) {
     for (from, to) in from.zip(to.chunks_exact_mut(row)) {
-        update(&mut to[..from.len()], [from], |_, [value]| value);
+        convert(from, &mut to[..from.len()]);
+    }
+}
+
+/// The same values in another type, or in the same one.
+pub(crate) fn convert<S: Element, T: Element>(from: &[S], to: &mut [T]) {
+    match same(from) {
+        Some(from) => to.copy_from_slice(from),
+        None => update(to, [from], |_, [value]| value),
     }
 }

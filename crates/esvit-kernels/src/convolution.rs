@@ -20,8 +20,8 @@ use crate::elementwise::add;
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::maps::{Filter, Maps};
 use crate::profile;
-use crate::rows::{PanelTile, block_rows, for_each_tile, linear, store};
-use lines::{PaddedMaps, TILE_ROWS, line_values};
+use crate::rows::{PanelTile, TILE_ROWS, block_rows, for_each_tile, linear, store};
+use lines::{PaddedMaps, line_values};
 
 /// Values of the rows that the backward pass makes at a time, unless one image has more.
 const BAND_VALUES: usize = 1 << 23;
@@ -195,12 +195,12 @@ fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
 
 /// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
 /// `y [positions, out]` in the same order. With `norms`, one for each size, they are normalized and go
-/// through ReLU first.
+/// through ReLU first. `x` is in f32 or, without these, in the type of operands.
 ///
 /// # Panics
-/// When lengths do not match.
-pub fn forward<T: Element>(
-    x: &[f32],
+/// When lengths do not match, or `x` is in another type.
+pub fn forward<T: Element, I: Element>(
+    x: &[I],
     maps: &[Maps],
     filter: &Filter,
     norms: Option<&[Normalization]>,
@@ -208,7 +208,10 @@ pub fn forward<T: Element>(
 ) -> Vec<f32> {
     let outputs = packed.rhs.n();
     let mut y = Buffer::<f32>::uninit(filter.positions_of_all(maps) * outputs);
-    let operand = |number: usize, x| Operand::new(x, norms.map(|norms| &norms[number]));
+    let operand = |number: usize, x| match norms {
+        Some(norms) => Operand::new(same(x).expect("maps in f32"), Some(&norms[number])),
+        None => Operand::of(x),
+    };
     let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [f32]| {
         linear(lhs, count, &packed.rhs, y, outputs);
     };

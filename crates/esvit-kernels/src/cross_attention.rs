@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::attention_head::Head;
+use crate::attention_head::{Head, convert};
 use crate::buffer::{self, Buffer};
 use crate::element::Element;
 use crate::elementwise::add;
@@ -81,7 +81,7 @@ impl CrossAttention<'_> {
     }
 
     /// The keys and values of an image that the queries of its task of this number see.
-    fn seen<'v>(&self, kv: &'v [f32], task: usize) -> &'v [f32] {
+    fn seen<'v, S>(&self, kv: &'v [S], task: usize) -> &'v [S] {
         match self.is_causal {
             true => &kv[..kv.len().min((task + 1) * 2 * self.task())],
             false => kv,
@@ -89,14 +89,14 @@ impl CrossAttention<'_> {
     }
 
     /// What hides keys from the queries `q` of a task, if something does.
-    fn hidden(&self, q: &[f32], kv: &[f32]) -> Option<Hidden> {
+    fn hidden<S>(&self, q: &[S], kv: &[S]) -> Option<Hidden> {
         let (queries, keys) = (q.len() / self.width, kv.len() / 2 / self.width);
         self.is_causal.then(|| Hidden::new(queries, keys))
     }
 
     /// # Panics
     /// When lengths do not match.
-    fn check(&self, q: &[f32], kv: &[f32]) {
+    fn check<S>(&self, q: &[S], kv: &[S]) {
         assert!(self.width.is_multiple_of(self.heads), "heads divide the width");
         let [queries, keys]: [usize; 2] =
             from_fn(|of| self.images.iter().map(|image| image[of]).sum());
@@ -114,23 +114,23 @@ impl CrossAttention<'_> {
     }
 
     /// Buffers for the heads of an image with keys and values `kv`.
-    fn head<T: Element>(&self, kv: &[f32], with_gradients: bool) -> Head<T> {
+    fn head<T: Element, S>(&self, kv: &[S], with_gradients: bool) -> Head<T> {
         let (n, d) = (kv.len() / 2 / self.width, self.width / self.heads);
         Head::new([QUERIES, n, d], (d as f32).powf(-0.5), with_gradients)
     }
 
     /// Keys and values of a head.
-    fn keys<'v>(
+    fn keys<'v, S>(
         &self,
-        kv: &'v [f32],
+        kv: &'v [S],
         own: &Range<usize>,
-    ) -> impl ExactSizeIterator<Item = [&'v [f32]; 2]> {
+    ) -> impl ExactSizeIterator<Item = [&'v [S]; 2]> {
         let (width, own) = (self.width, own.clone());
         kv.chunks_exact(2 * width).map(move |row| [&row[own.clone()], &row[width..][own.clone()]])
     }
 
     /// The rows of every image, by its queries or, doubled, by its keys.
-    fn split<'v>(&self, mut values: &'v [f32], of: usize) -> Vec<&'v [f32]> {
+    fn split<'v, S>(&self, mut values: &'v [S], of: usize) -> Vec<&'v [S]> {
         let row = self.width * (of + 1);
         let parts = self.images.iter().map(|image| {
             let (own, rest) = values.split_at(image[of] * row);
@@ -142,14 +142,18 @@ impl CrossAttention<'_> {
 }
 
 /// Attention of `q [queries, C]` to `kv [keys, 2 C]`, keys before values in a row, with the rows of
-/// all images one after the other: `[queries, C]`.
+/// all images one after the other: `[queries, C]`, in the type of these.
 ///
 /// # Panics
 /// When lengths do not match, or an image has no keys.
-pub fn forward<T: Element>(q: &[f32], kv: &[f32], attention: &CrossAttention<'_>) -> Vec<f32> {
+pub fn forward<T: Element, S: Element>(
+    q: &[S],
+    kv: &[S],
+    attention: &CrossAttention<'_>,
+) -> Buffer<S> {
     attention.check(q, kv);
     let (width, size) = (attention.width, attention.task());
-    let mut context = buffer::uninit(q.len());
+    let mut context = Buffer::<S>::uninit(q.len());
     let mut rest = &mut context[..];
     let mut tasks = Vec::new();
     for (q, kv) in attention.split(q, 0).into_iter().zip(attention.split(kv, 1)) {
@@ -160,7 +164,7 @@ pub fn forward<T: Element>(q: &[f32], kv: &[f32], attention: &CrossAttention<'_>
     }
     profile::time("cross-attention forward", 2 * attention.macs(), || {
         tasks.into_par_iter().for_each(|(q, kv, context)| {
-            let mut part = attention.head::<T>(kv, false);
+            let mut part = attention.head::<T, S>(kv, false);
             let hidden = attention.hidden(q, kv);
             for head in 0..attention.heads {
                 let own = attention.columns(head);
@@ -171,7 +175,7 @@ pub fn forward<T: Element>(q: &[f32], kv: &[f32], attention: &CrossAttention<'_>
                     part.compute_weights(hidden.as_ref().map(|hidden| hidden.of_block(block)));
                     part.apply_weights();
                     for (from, to) in part.out().zip(context.chunks_exact_mut(width)) {
-                        to[own.clone()].copy_from_slice(from);
+                        convert(from, &mut to[own.clone()]);
                     }
                 }
             }
@@ -212,7 +216,7 @@ pub fn backward<T: Element>(
     let parts: Vec<(usize, Buffer<f32>)> =
         profile::time("cross-attention backward", 5 * attention.macs(), || {
             let tasks = tasks.into_par_iter().map(|(image, kv, q, dcontext, dq)| {
-                let mut part = attention.head::<T>(kv, true);
+                let mut part = attention.head::<T, f32>(kv, true);
                 let mut dkv = Buffer::<f32>::scratch(kv.len());
                 let hidden = attention.hidden(q, kv);
                 for head in 0..attention.heads {
@@ -257,7 +261,7 @@ pub fn backward<T: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::Bf16;
+    use crate::element::{self, Bf16, widened};
     use crate::isa::tests::under_each;
     use crate::testing::{assert_gradient, assert_near, dot, normal, rounded, wide};
     use proptest::prelude::*;
@@ -322,7 +326,12 @@ mod tests {
             let what = format!("{name}: {} {images:?}, {heads} heads of {d}{kind}", T::NAME);
             assert_near(&what, found, expected, within);
         };
-        near("context", &forward::<T>(&q, &kv, attention), &context);
+        near("context", &forward::<T, f32>(&q, &kv, attention), &context);
+        // What is stored in bf16 is the same, rounded.
+        let stored = [&q, &kv].map(|values| element::rounded(values));
+        let [wide_q, wide_kv] = stored.each_ref().map(|values| widened(values));
+        let expected = element::rounded(&forward::<T, f32>(&wide_q, &wide_kv, attention));
+        assert!(forward::<T, Bf16>(&stored[0], &stored[1], attention)[..] == expected[..]);
         let found = backward::<T>(&q, &kv, attention, &dcontext);
         near("dq", &found[0], &dq);
         // Gradients of keys and values have different sizes.
@@ -384,9 +393,9 @@ mod tests {
         let attention = CrossAttention { images: &images, width, heads: 2, is_causal: true };
         let (q, mut kv) = (normal(tokens * width, 1), normal(tokens * 2 * width, 2));
         under_each(|_| {
-            let before = forward::<f32>(&q, &kv, &attention);
+            let before = forward::<f32, f32>(&q, &kv, &attention);
             kv[(tokens - 4) * 2 * width..].fill(7.5);
-            let after = forward::<f32>(&q, &kv, &attention);
+            let after = forward::<f32, f32>(&q, &kv, &attention);
             assert_eq!(before[..(tokens - 4) * width], after[..(tokens - 4) * width]);
             kv.copy_from_slice(&normal(tokens * 2 * width, 2));
         });
@@ -396,7 +405,7 @@ mod tests {
     #[should_panic(expected = "keys of other tokens")]
     fn causal_attention_is_to_the_same_tokens() {
         let attention = CrossAttention { images: &[[1, 2]], width: 2, heads: 1, is_causal: true };
-        forward::<f32>(&[0.0; 2], &[0.0; 8], &attention);
+        forward::<f32, f32>(&[0.0; 2], &[0.0; 8], &attention);
     }
 
     /// The definition itself.

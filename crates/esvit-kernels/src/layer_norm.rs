@@ -42,17 +42,17 @@ impl<T: Element> Saved<T> {
     }
 }
 
-/// Layer norm of `x [rows, C]` into `y`, with `gamma`, `beta [C]`. With `save_for_backward`,
+/// Layer norm of `x [rows, C]` into `y`, of any type, with `gamma`, `beta [C]`. With `save_for_backward`,
 /// returns what [`backward`] needs.
 ///
 /// # Panics
 /// When lengths do not match.
-pub fn forward<T: Element>(
+pub fn forward<T: Element, O: Element>(
     x: &[f32],
     gamma: &[f32],
     beta: &[f32],
     eps: f32,
-    y: &mut [f32],
+    y: &mut [O],
     save_for_backward: bool,
 ) -> Option<Saved<T>> {
     let width = gamma.len();
@@ -74,6 +74,21 @@ pub fn forward<T: Element>(
         }
     });
     saved
+}
+
+/// The same, for no backward pass, in memory from the pool.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn evaluate<T: Element, O: Element>(
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    eps: f32,
+) -> Buffer<O> {
+    let mut y = Buffer::uninit(x.len());
+    forward::<T, O>(x, gamma, beta, eps, &mut y, false);
+    y
 }
 
 /// Gradients from that of the output, `dy [rows, C]`: of `x` into `dx`, and returns those of
@@ -136,11 +151,11 @@ dispatch! {
         }
     }
 
-    fn affine<T: Element>(xhat: &[T], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+    fn affine<T: Element, O: Element>(xhat: &[T], gamma: &[f32], beta: &[f32], y: &mut [O]) {
         let width = y.len();
         let (xhat, gamma, beta) = (&xhat[..width], &gamma[..width], &beta[..width]);
         for i in 0..width {
-            y[i] = xhat[i].to_f32() * gamma[i] + beta[i];
+            y[i] = O::from_f32(xhat[i].to_f32() * gamma[i] + beta[i]);
         }
     }
 
@@ -238,7 +253,7 @@ pub(crate) fn fold_beta_into_bias(weight: &[f32], beta: &[f32], bias: Option<&[f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::Bf16;
+    use crate::element::{self, Bf16};
     use crate::isa::tests::under_each;
     use crate::testing::{add_outer, assert_near, dot, loaded, normal, wide, xhat, xhat_backward};
 
@@ -250,8 +265,10 @@ mod tests {
         let eps = 0.1;
         let mut y = vec![f32::NAN; x.len()];
         let mut again = y.clone();
-        let saved = forward::<T>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
-        assert!(forward::<T>(&x, &gamma, &beta, eps, &mut again, false).is_none());
+        let saved = forward::<T, f32>(&x, &gamma, &beta, eps, &mut y, true).unwrap();
+        assert!(forward::<T, f32>(&x, &gamma, &beta, eps, &mut again, false).is_none());
+        let stored = evaluate::<T, Bf16>(&x, &gamma, &beta, eps);
+        assert!(stored[..] == element::rounded(&y)[..], "in bf16");
         assert_eq!(y, again);
         let mut dx = vec![f32::NAN; x.len()];
         let (dgamma, dbeta) = backward(&saved, &gamma, &dy, &mut dx);
@@ -297,7 +314,7 @@ mod tests {
     fn long_rows(rows: usize, width: usize) {
         let (x, mut y) = (normal(rows * width, 1), vec![f32::NAN; rows * width]);
         let (gamma, beta) = (normal(width, 3), normal(width, 4));
-        let saved = forward::<Bf16>(&x, &gamma, &beta, 0.1, &mut y, true).unwrap();
+        let saved = forward::<Bf16, f32>(&x, &gamma, &beta, 0.1, &mut y, true).unwrap();
         let expected: Vec<f64> =
             wide(&x).chunks_exact(width).flat_map(|x| xhat(x, f64::from(0.1f32))).collect();
         assert_near("xhat", &loaded(&saved.xhat, width), &expected, 5e-3);
@@ -359,7 +376,7 @@ mod tests {
         under_each(|_| {
             let (mut x, mut y) = (normal(40, 1), vec![0.0; 40]);
             x[25] = f32::NAN;
-            forward::<f32>(&x, &[1.0; 20], &[0.0; 20], 0.1, &mut y, false);
+            forward::<f32, f32>(&x, &[1.0; 20], &[0.0; 20], 0.1, &mut y, false);
             assert!(y[20..].iter().all(|y| y.is_nan()) && y[..20].iter().all(|y| y.is_finite()));
         });
     }

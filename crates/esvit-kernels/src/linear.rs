@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::activation::{Activation, Gate, activate, with_gate};
 use crate::buffer::Buffer;
-use crate::element::{Element, padded_row_len};
+use crate::element::{Element, padded_row_len, same};
 use crate::gemm::{Lhs, Matrix, PackedRhs, layer_gradients};
 use crate::profile;
 use crate::rows::{block_rows, linear, slots, store};
@@ -27,6 +27,25 @@ pub struct Gradients {
     pub bias: Vec<f32>,
 }
 
+/// Weight and bias of a layer as a packed GEMM operand of the forward pass.
+#[derive(Debug)]
+pub struct PackedLayer<T: Element>(PackedRhs<T>);
+
+/// Packs `weight [out, in]`, and `bias [out]` if there is one.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn pack<T: Element>(weight: &[f32], inputs: usize, bias: Option<&[f32]>) -> PackedLayer<T> {
+    let outputs = weight.len() / inputs;
+    assert_eq!(weight.len(), outputs * inputs, "whole rows of weights");
+    assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
+    let packed = PackedRhs::from_transposed(weight, inputs, None);
+    PackedLayer(match bias {
+        Some(bias) => packed.with_bias(bias.to_vec()),
+        None => packed,
+    })
+}
+
 /// The layer on `x [rows, in]` with `weight [out, in]` and `bias [out]`: returns `y [rows, out]`
 /// and, with `save_for_backward`, what [`backward`] needs.
 ///
@@ -40,15 +59,27 @@ pub fn forward<T: Element>(
     bias: Option<&[f32]>,
     save_for_backward: bool,
 ) -> (Vec<f32>, Option<Saved<T>>) {
-    let (count, outputs) = (x.len() / inputs, weight.len() / inputs);
-    assert_eq!((x.len(), weight.len()), (count * inputs, outputs * inputs), "whole rows");
-    assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias");
+    let packed = pack::<T>(weight, inputs, bias);
+    let (y, saved) = forward_packed(x, inputs, activation, &packed, save_for_backward);
+    (y.into_vec(), saved)
+}
+
+/// The same with packed weights. Rows come in f32 or in the type of operands, results in any type.
+///
+/// # Panics
+/// When lengths do not match.
+pub fn forward_packed<T: Element, I: Element, O: Element>(
+    x: &[I],
+    inputs: usize,
+    activation: Activation,
+    PackedLayer(packed): &PackedLayer<T>,
+    save_for_backward: bool,
+) -> (Buffer<O>, Option<Saved<T>>) {
+    let (count, outputs) = (x.len() / inputs, packed.n());
+    assert_eq!(x.len(), count * inputs, "whole rows");
+    assert_eq!(packed.k_steps(), inputs.div_ceil(T::K_PACK), "inputs of the layer");
     let row = padded_row_len::<T>(inputs);
-    let mut packed = PackedRhs::<T>::from_transposed(weight, inputs, None);
-    if let Some(bias) = bias {
-        packed = packed.with_bias(bias.to_vec());
-    }
-    let mut y = Buffer::<f32>::uninit(count * outputs);
+    let mut y = Buffer::<O>::uninit(count * outputs);
     let mut input = Buffer::<T>::rows(if save_for_backward { count } else { 0 }, inputs);
     let size = block_rows::<T>(count, inputs.max(outputs));
     let blocks = x.par_chunks(size * inputs).zip(y.par_chunks_mut(size * outputs));
@@ -57,15 +88,22 @@ pub fn forward<T: Element>(
     profile::time("linear forward", count * inputs * outputs, || {
         blocks.zip(slots).for_each(|((x, y), saved)| {
             let count = x.len() / inputs;
-            let mut lhs = Buffer::<T>::rows(count, inputs);
-            with_gate!(activation, gate => activate(gate, x, inputs, inputs, &mut lhs, row));
             if let Some(saved) = saved {
                 store(x, inputs, inputs, saved, row);
             }
-            linear(Lhs::from_rows(&lhs, row), count, &packed, y, outputs);
+            // Rows that are operands as they lie.
+            if activation == Activation::None
+                && row == inputs
+                && let Some(x) = same(x)
+            {
+                return linear(Lhs::from_rows(x, row), count, packed, y, outputs);
+            }
+            let mut lhs = Buffer::<T>::rows(count, inputs);
+            with_gate!(activation, gate => activate(gate, x, inputs, inputs, &mut lhs, row));
+            linear(Lhs::from_rows(&lhs, row), count, packed, y, outputs);
         })
     });
-    (y.into_vec(), save_for_backward.then_some(Saved { input }))
+    (y, save_for_backward.then_some(Saved { input }))
 }
 
 /// Gradients from that of the output, `dy [rows, out]`; that of the input only with `input`.

@@ -18,7 +18,7 @@ pub(super) struct Cut {
 
 /// The rows of an image by number, each with the columns of a task's heads; None where another task
 /// has the row.
-pub(super) type TaskRows<'v> = Vec<Option<&'v mut [f32]>>;
+pub(super) type TaskRows<'v, S = f32> = Vec<Option<&'v mut [S]>>;
 
 impl Cuts {
     /// About `tasks` of them, by groups as far as possible, unless these have to be in one task
@@ -40,14 +40,14 @@ impl Cuts {
 
     /// The rows of every task, in the order of [`Cuts::tasks`]. A row has `d` columns for each head, and
     /// goes to the tasks of its owner, a group; without owners there is one run of groups.
-    pub(super) fn deal<'v>(
+    pub(super) fn deal<'v, S>(
         &self,
-        rows: impl Iterator<Item = &'v mut [f32]>,
+        rows: impl Iterator<Item = &'v mut [S]>,
         owners: Option<&[u32]>,
         d: usize,
-    ) -> Vec<TaskRows<'v>> {
+    ) -> Vec<TaskRows<'v, S>> {
         assert!(owners.is_some() || self.groups.len() == 1, "groups in several tasks share rows");
-        let mut dealt: Vec<TaskRows<'v>> =
+        let mut dealt: Vec<TaskRows<'v, S>> =
             self.groups.iter().flat_map(|_| self.heads.iter().map(|_| Vec::new())).collect();
         for (number, mut row) in rows.enumerate() {
             let owner = owners.map_or(0, |owners| owners[number] as usize);

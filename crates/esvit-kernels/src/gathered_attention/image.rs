@@ -7,29 +7,29 @@ use rayon::prelude::*;
 use super::bias::{Added, PairBias};
 use super::cuts::{Cut, Cuts, TaskRows};
 use super::groups::{AttentionGroups, Group};
-use crate::attention_head::Head;
+use crate::attention_head::{Head, convert};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::elementwise::add;
 
 /// Some columns of rows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Columns<'a> {
-    pub(super) values: &'a [f32],
+pub(super) struct Columns<'a, S = f32> {
+    pub(super) values: &'a [S],
     /// Length of a row.
     pub(super) stride: usize,
     /// The first column.
     pub(super) first: usize,
 }
 
-impl<'a> Columns<'a> {
+impl<'a, S: Element> Columns<'a, S> {
     pub(super) fn rows(&self, rows: Range<usize>) -> Self {
         Self { values: &self.values[rows.start * self.stride..rows.end * self.stride], ..*self }
     }
 
     /// Part of a row; None behind the last one.
     #[inline(always)]
-    fn part(&self, row: u32, own: &Range<usize>) -> Option<&'a [f32]> {
+    fn part(&self, row: u32, own: &Range<usize>) -> Option<&'a [S]> {
         let start = row as usize * self.stride;
         (start < self.values.len()).then(|| &self.values[start + self.first..][own.clone()])
     }
@@ -37,20 +37,20 @@ impl<'a> Columns<'a> {
 
 /// An image: its groups, and its rows.
 #[derive(Clone, Copy)]
-pub(super) struct Image<'a> {
+pub(super) struct Image<'a, S = f32> {
     pub(super) groups: &'a AttentionGroups,
     /// Of every table, or empty.
     pub(super) biases: &'a [PairBias],
     pub(super) heads: usize,
     pub(super) scale: f32,
     /// A head of a key beyond the last row.
-    pub(super) zeros: &'a [f32],
-    pub(super) q: Columns<'a>,
-    pub(super) k: Columns<'a>,
-    pub(super) v: Columns<'a>,
+    pub(super) zeros: &'a [S],
+    pub(super) q: Columns<'a, S>,
+    pub(super) k: Columns<'a, S>,
+    pub(super) v: Columns<'a, S>,
 }
 
-impl<'a> Image<'a> {
+impl<'a, S: Element> Image<'a, S> {
     fn head_width(&self) -> usize {
         self.zeros.len()
     }
@@ -73,14 +73,14 @@ impl<'a> Image<'a> {
         &self,
         group: &'g Group,
         own: &'g Range<usize>,
-    ) -> impl ExactSizeIterator<Item = [&'a [f32]; 2]> + use<'a, 'g> {
+    ) -> impl ExactSizeIterator<Item = [&'a [S]; 2]> + use<'a, 'g, S> {
         let Self { k, v, zeros, .. } = *self;
         let rows = group.key_rows.iter();
         rows.map(move |&row| [k, v].map(|columns| columns.part(row, own).unwrap_or(zeros)))
     }
 
     /// Attention in the groups and heads of a task, into its rows.
-    pub(super) fn forward<T: Element>(&self, cut: &Cut, context: &mut TaskRows<'_>) {
+    pub(super) fn forward<T: Element>(&self, cut: &Cut, context: &mut TaskRows<'_, S>) {
         let (d, mut added) = (self.head_width(), Added::default());
         for groups in self.by_table(cut) {
             let mut part = self.head::<T>(groups, false);
@@ -93,13 +93,20 @@ impl<'a> Image<'a> {
                     part.compute_weights(added.of(bias, group, head, block.clone()));
                     part.apply_weights();
                     for (&row, out) in group.context_rows[block].iter().zip(part.out()) {
-                        of_task(context, row)[first..first + d].copy_from_slice(out);
+                        convert(out, &mut of_task(context, row)[first..first + d]);
                     }
                 }
             }
         }
     }
 
+    /// The groups of a task by their tables.
+    fn by_table(&self, cut: &Cut) -> impl Iterator<Item = &'a [Group]> + use<'a, S> {
+        self.groups.groups()[cut.groups.clone()].chunk_by(|a, b| a.table == b.table)
+    }
+}
+
+impl Image<'_> {
     /// Backward of all groups in about so many `tasks`: the image's `gradients` of the projections, and
     /// adds to those of the biases.
     pub(super) fn differentiate<T: Element>(
@@ -183,11 +190,6 @@ impl<'a> Image<'a> {
             }
         }
     }
-
-    /// The groups of a task by their tables.
-    fn by_table(&self, cut: &Cut) -> impl Iterator<Item = &'a [Group]> + use<'a> {
-        self.groups.groups()[cut.groups.clone()].chunk_by(|a, b| a.table == b.table)
-    }
 }
 
 /// Every head of every group, one group after the other.
@@ -200,16 +202,16 @@ fn heads_of_groups<'g>(
 }
 
 /// Columns of a head in some rows.
-fn rows_of<'a>(
-    columns: Columns<'a>,
+fn rows_of<'a, S: Element>(
+    columns: Columns<'a, S>,
     rows: &[u32],
     own: &Range<usize>,
-) -> impl ExactSizeIterator<Item = &'a [f32]> {
+) -> impl ExactSizeIterator<Item = &'a [S]> {
     rows.iter().map(move |&row| columns.part(row, own).expect("a row of the image"))
 }
 
 /// A row that is the task's own.
-fn of_task<'r>(rows: &'r mut TaskRows<'_>, row: u32) -> &'r mut [f32] {
+fn of_task<'r, S>(rows: &'r mut TaskRows<'_, S>, row: u32) -> &'r mut [S] {
     rows[row as usize].as_deref_mut().expect("a row of the task")
 }
 

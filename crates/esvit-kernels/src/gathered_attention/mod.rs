@@ -60,15 +60,15 @@ pub struct Segment<'a> {
 
 /// Queries, keys and values as rows.
 #[derive(Debug, Clone, Copy)]
-pub enum Projections<'a> {
+pub enum Projections<'a, S = f32> {
     /// Of a token in one row, `[rows, 3 C]`.
-    Joint(&'a [f32]),
+    Joint(&'a [S]),
     /// `q [queries, C]` and `kv [keys, 2 C]`, keys before values in a row.
     Separate {
         /// Queries.
-        q: &'a [f32],
+        q: &'a [S],
         /// Keys and values.
-        kv: &'a [f32],
+        kv: &'a [S],
     },
 }
 
@@ -81,9 +81,9 @@ pub struct Gradients {
     pub biases: Vec<Vec<f32>>,
 }
 
-impl<'a> Projections<'a> {
+impl<'a, S> Projections<'a, S> {
     /// Queries, keys and values.
-    fn columns(self, width: usize) -> [Columns<'a>; 3] {
+    fn columns(self, width: usize) -> [Columns<'a, S>; 3] {
         let columns = |values, stride, first| Columns { values, stride, first };
         match self {
             Self::Joint(qkv) => [0, 1, 2].map(|part| columns(qkv, 3 * width, part * width)),
@@ -112,7 +112,7 @@ impl<'a> GatheredAttention<'a> {
 
     /// # Panics
     /// When lengths do not match.
-    fn check(&self, projections: Projections<'_>) {
+    fn check<S>(&self, projections: &Projections<'_, S>) {
         assert!(self.width.is_multiple_of(self.heads), "heads divide the width");
         let [queries, keys] = [self.rows(|rows| rows.queries), self.rows(|rows| rows.keys)];
         match projections {
@@ -145,12 +145,12 @@ impl<'a> GatheredAttention<'a> {
     }
 
     /// The images of every segment.
-    fn images<'i>(
+    fn images<'i, S: Element>(
         &self,
-        projections: Projections<'i>,
+        projections: Projections<'i, S>,
         biases: &'i [Vec<PairBias>],
-        zeros: &'i [f32],
-    ) -> Vec<Vec<Image<'i>>>
+        zeros: &'i [S],
+    ) -> Vec<Vec<Image<'i, S>>>
     where
         'a: 'i,
     {
@@ -178,12 +178,12 @@ impl<'a> GatheredAttention<'a> {
     }
 
     /// `width` values for every row of a kind of all images, image by image within each segment.
-    fn split<'v>(
+    fn split<'v, S>(
         &self,
-        mut values: &'v mut [f32],
+        mut values: &'v mut [S],
         width: usize,
         of: fn(ImageRows) -> usize,
-    ) -> Vec<Vec<&'v mut [f32]>> {
+    ) -> Vec<Vec<&'v mut [S]>> {
         let of_segment = |segment: &Segment<'_>| {
             let len = of(segment.groups.rows()) * width;
             let image = |_| values.split_off_mut(..len).expect("rows of all images");
@@ -193,19 +193,20 @@ impl<'a> GatheredAttention<'a> {
     }
 }
 
-/// Attention to `projections`: `[rows of the result, C]`, the rows of all images one after the other.
+/// Attention to `projections`: `[rows of the result, C]` in their type, the rows of all images one after the
+/// other.
 ///
 /// # Panics
 /// When lengths do not match.
-pub fn forward<T: Element>(
-    projections: Projections<'_>,
+pub fn forward<T: Element, S: Element>(
+    projections: Projections<'_, S>,
     attention: &GatheredAttention<'_>,
-) -> Vec<f32> {
-    attention.check(projections);
+) -> Buffer<S> {
+    attention.check(&projections);
     let (width, d) = (attention.width, attention.head_width());
-    let (biases, zeros) = (attention.biases(), vec![0.0; d]);
+    let (biases, zeros) = (attention.biases(), vec![S::default(); d]);
     let images = attention.images(projections, &biases, &zeros);
-    let mut context = buffer::uninit(attention.rows(|rows| rows.context) * width);
+    let mut context = Buffer::<S>::uninit(attention.rows(|rows| rows.context) * width);
     let contexts = attention.split(&mut context, width, |rows| rows.context);
     let images: Vec<_> = images.into_iter().flatten().zip(contexts.into_iter().flatten()).collect();
     let tasks = TASKS.div_ceil(images.len().max(1));
@@ -232,7 +233,7 @@ pub fn backward<T: Element>(
     attention: &GatheredAttention<'_>,
     dcontext: &[f32],
 ) -> Gradients {
-    attention.check(projections);
+    attention.check(&projections);
     let (width, d) = (attention.width, attention.head_width());
     let rows = attention.rows(|rows| rows.context);
     assert_eq!(dcontext.len(), rows * width, "gradient of the output");

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::element::Bf16;
+use crate::element::{self, Bf16, widened};
 use crate::isa::tests::under_each;
 use crate::rng::Rng;
 use crate::testing::{assert_gradient, assert_near_for, dot, normal, rounded, wide};
@@ -146,14 +146,21 @@ impl Case {
             rows.flat_map(row).copied().collect()
         };
         let (qkv, kv) = (if self.is_joint { beside(&[q, k, v]) } else { vec![] }, beside(&[k, v]));
-        let projections = match self.is_joint {
-            true => Projections::Joint(&qkv),
-            false => Projections::Separate { q, kv: &kv },
-        };
+        fn given<'p, S>(is_joint: bool, [qkv, q, kv]: [&'p [S]; 3]) -> Projections<'p, S> {
+            if is_joint { Projections::Joint(qkv) } else { Projections::Separate { q, kv } }
+        }
+        let projections = given(self.is_joint, [&qkv, q, &kv]);
         let (segments, heads) = (self.segments(), self.heads);
         let attention =
             GatheredAttention { segments: &segments, width, heads, scale: self.scale() };
-        let context = forward::<T>(projections, &attention);
+        let context = forward::<T, f32>(projections, &attention).into_vec();
+        // What is stored in bf16 is the same, rounded.
+        let stored = [&qkv, q, &kv].map(element::rounded);
+        let again = stored.each_ref().map(|values| widened(values));
+        let of_wide = given(self.is_joint, again.each_ref().map(Vec::as_slice));
+        let of_stored = given(self.is_joint, stored.each_ref().map(|values| &values[..]));
+        let expected = element::rounded(&forward::<T, f32>(of_wide, &attention));
+        assert!(forward::<T, Bf16>(of_stored, &attention)[..] == expected[..], "in bf16");
         let Gradients { projections, biases } = backward::<T>(projections, &attention, dcontext);
         let part = |values: &[f32], parts: usize, of: usize| -> Vec<f32> {
             let rows = values.chunks_exact(parts * width);

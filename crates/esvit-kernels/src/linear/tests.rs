@@ -1,5 +1,5 @@
 use super::*;
-use crate::element::Bf16;
+use crate::element::{self, Bf16, widened};
 use crate::isa::tests::under_each;
 use crate::testing::{
     add_outer, assert_near_for, cdf, normal, rounded, times, times_transposed, wide,
@@ -58,6 +58,15 @@ fn check<T: Element>(rows: usize, inputs: usize, outputs: usize, by: Activation,
     let without = forward::<T>(&x, inputs, by, &weight, None, false).0;
     let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
     near(0, "without bias", &added.collect::<Vec<f32>>());
+
+    // Rows that come in bf16 and leave in bf16 are the same, rounded.
+    let packed = pack::<T>(&weight, inputs, Some(&bias));
+    let stored = element::rounded(&x);
+    let again = forward::<T>(&widened(&stored), inputs, by, &weight, Some(&bias), false).0;
+    let (in_f32, _) = forward_packed::<T, Bf16, f32>(&stored, inputs, by, &packed, false);
+    assert_eq!(in_f32[..], again);
+    let (in_bf16, _) = forward_packed::<T, Bf16, Bf16>(&stored, inputs, by, &packed, false);
+    assert!(in_bf16[..] == element::rounded(&again)[..], "{}", T::NAME);
 
     let saved = saved.unwrap();
     let found = backward(saved.clone(), inputs, by, &weight, &dy, true);

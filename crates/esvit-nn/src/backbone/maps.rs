@@ -142,9 +142,16 @@ impl TokenMaps {
     }
 }
 
-/// Rows `[rows, C]` of segments, one after another.
+/// Rows `[rows, C]` of segments, one after another; several ones in bf16 become f32.
 pub(super) fn joined(mut parts: Vec<Tensor>) -> Tensor {
-    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let widened = |part: Tensor| match part.dtype() {
+        Dtype::Bf16 => part.to_dtype(Dtype::F32),
+        _ => part,
+    };
+    Tensor::cat(parts.into_iter().map(widened).collect(), 0)
 }
 
 /// Tokens `[images, n, C]` with a token of zeros after those of each image, `[images, n + 1, C]`.

@@ -30,7 +30,8 @@ pub trait Embedding: Debug + Send + Sync {
 
 /// The attention of a block, without norm and residual.
 pub trait Attention: Debug + Send + Sync {
-    /// What the tokens of normalized maps get, `[tokens of all images, C]`.
+    /// What the tokens of normalized maps get, `[tokens of all images, C]`. In evaluation the maps may
+    /// be in bf16.
     fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor;
 
     /// The weights for normalized maps of images of one size.
@@ -132,7 +133,11 @@ impl<A: Attention> Block<A> {
 
     /// What attention is of.
     fn normed(&self, params: &Params, maps: &TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        self.layers.norm1.forward_maps(params, maps.clone(), ctx)
+        let (norm, maps) = (&self.layers.norm1, maps.clone());
+        match ctx.is_training() {
+            true => norm.forward_maps(params, maps, ctx),
+            false => norm.forward_maps_in_precision(params, maps, ctx),
+        }
     }
 }
 

@@ -51,7 +51,15 @@ impl Linear {
         ctx: &ForwardCtx,
     ) -> Tensor {
         let LinearValues { weight, bias } = self.values(params);
-        ops::linear(x, weight, bias, activation, ctx.precision)
+        let compute = ctx.compute(params.packing(self.weight));
+        ops::linear(x, weight, bias, activation, compute)
+    }
+
+    /// The same without an activation, stored in the precision where nothing learns.
+    pub fn forward_in_precision(&self, params: &Params, x: Tensor, ctx: &ForwardCtx) -> Tensor {
+        let LinearValues { weight, bias } = self.values(params);
+        let compute = ctx.compute(params.packing(self.weight));
+        ops::linear_in_precision(x, weight, bias, compute)
     }
 
     /// Id of its weight.
@@ -93,6 +101,18 @@ impl LayerNorm {
     /// The same of the tokens of maps.
     pub fn forward_maps(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
         TokenMaps { rows: self.forward(params, maps.rows, ctx), ..maps }
+    }
+
+    /// The same of the tokens of maps, stored in the precision where nothing learns.
+    pub fn forward_maps_in_precision(
+        &self,
+        params: &Params,
+        maps: TokenMaps,
+        ctx: &ForwardCtx,
+    ) -> TokenMaps {
+        let NormValues { gamma, beta, eps } = self.values(params);
+        let rows = ops::layer_norm_in_precision(maps.rows, gamma, beta, eps, ctx.precision);
+        TokenMaps { rows, ..maps }
     }
 
     /// Its parameters, for a fused operation that contains the layer.

@@ -17,7 +17,8 @@ pub use esvit_kernels::maps::Filter;
 
 /// Convolution of the maps of `x [rows, in]` with square filters `weight [out, in, k, k]` and
 /// `bias [out]`: rows `[.., out]` and their segments. `stride` pixels lie between two places of a
-/// filter, `padding` zeros around a map; what lies beyond the last whole step is dropped.
+/// filter, `padding` zeros around a map; what lies beyond the last whole step is dropped. Where nothing learns,
+/// maps may be in the precision.
 ///
 /// # Panics
 /// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
@@ -34,7 +35,7 @@ pub fn convolution(
     let filter = Filter { channels, side, stride, padding };
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(bias).collect();
-    (apply(Convolution { maps, filter, norm: None, compute }, inputs), moved)
+    (apply(Convolution { maps, filter, norm: None, compute }, in_f32_to_learn(inputs)), moved)
 }
 
 /// The same without bias of maps that are normalized and go through ReLU first: `convolution(
@@ -92,8 +93,7 @@ pub fn convolution_batch_norm(
     let learns = [&x, &weight].into_iter().chain(&norm.parameters).chain(&shortcut);
     if learns.into_iter().any(Tensor::is_tracked) {
         let precision = compute.precision;
-        let (y, moved) =
-            convolution(x.to_dtype(Dtype::F32), segments, weight, None, [stride, padding], compute);
+        let (y, moved) = convolution(x, segments, weight, None, [stride, padding], compute);
         let y = match end {
             NormEnd::Norm => norm.forward(y, precision),
             _ => {
@@ -203,14 +203,19 @@ impl Operation for Convolution {
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let Self { maps, filter, norm, compute } = self;
-        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
+        let (x, weight) = (&inputs[0], values(&inputs[1]));
         let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
         let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
         let y = with_element!(compute.precision, T => {
             let packed = compute.packing.get(compute.precision, || {
                 convolution::pack::<T>(filter, weight, bias)
             });
-            convolution::forward(x, maps, filter, norms.as_deref(), &packed)
+            match x.dtype() {
+                Dtype::Bf16 => {
+                    convolution::forward::<T, Bf16>(x.values(), maps, filter, None, &packed)
+                }
+                _ => convolution::forward(values(x), maps, filter, norms.as_deref(), &packed),
+            }
         });
         let shape = [y.len() / outputs, outputs];
         let y = made(y, shape);

@@ -2,13 +2,15 @@
 //! those before them.
 
 use esvit_kernels::cross_attention::{self, CrossAttention};
+use esvit_kernels::element::Bf16;
 
 use super::cpu::{made, made_like, values};
 use super::neighbors::HIDDEN;
 use super::prelude::*;
+use crate::tensor::Dtype;
 
-/// Attention of `q [queries, C]` to `kv [keys, 2 C]`, keys before values in a row: `[queries, C]`.
-/// `images` lists the numbers of queries and of keys of every image.
+/// Attention of `q [queries, C]` to `kv [keys, 2 C]`, keys before values in a row: `[queries, C]`, in the type
+/// of these, which may be bf16 where nothing learns. `images` lists the numbers of queries and of keys of every image.
 pub fn cross_attention(
     q: Tensor,
     kv: Tensor,
@@ -16,7 +18,8 @@ pub fn cross_attention(
     heads: usize,
     precision: Precision,
 ) -> Tensor {
-    apply(Attention { images: images.to_vec(), heads, precision, is_causal: false }, [q, kv])
+    let attention = Attention { images: images.to_vec(), heads, precision, is_causal: false };
+    apply(attention, in_f32_to_learn(vec![q, kv]))
 }
 
 /// Causal attention: of every token of `q [tokens, C]` to itself and to those of its image before it, whose
@@ -103,11 +106,17 @@ impl Operation for Attention {
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let attention = self.with_width(inputs[0].shape()[1]);
-        let (q, kv) = (values(&inputs[0]), values(&inputs[1]));
-        let context = with_element!(self.precision, T => {
-            cross_attention::forward::<T>(q, kv, &attention)
-        });
-        let context = made_like(context, &inputs[0]);
+        let (q, kv) = (&inputs[0], &inputs[1]);
+        let context = match q.dtype() {
+            Dtype::Bf16 => Tensor::of_memory::<Bf16>(
+                cross_attention::forward::<Bf16, Bf16>(q.values(), kv.values(), &attention),
+                q.shape(),
+            ),
+            _ => with_element!(self.precision, T => Tensor::of_memory::<f32>(
+                cross_attention::forward::<T, f32>(values(q), values(kv), &attention),
+                q.shape(),
+            )),
+        };
         (context, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 

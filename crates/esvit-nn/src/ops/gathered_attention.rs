@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use esvit_kernels::element::Bf16;
 use esvit_kernels::gathered_attention::{self, Gradients};
 
-use super::cpu::{made, made_like, values};
+use super::cpu::{made_like, values};
 use super::neighbors::HIDDEN;
 use super::prelude::*;
+use crate::tensor::{Dtype, Element};
 
 pub use esvit_kernels::gathered_attention::{AttentionGroups, GroupTable, ImageRows};
 
@@ -25,7 +27,8 @@ pub enum Projections {
     },
 }
 
-/// `softmax(scale Q K^T + B) V` for every head, in the groups of every image: `[rows of the result, C]`.
+/// `softmax(scale Q K^T + B) V` for every head, in the groups of every image: `[rows of the result, C]`, in the
+/// type of the projections, which may be bf16 where nothing learns.
 ///
 /// `segments` lists numbers of images and their groups. `biases` has one `[heads, queries, keys]` for
 /// each table of each segment, or none.
@@ -43,7 +46,8 @@ pub fn gathered_attention(
         Projections::Separate { q, kv } => vec![q, kv],
     };
     inputs.extend(biases);
-    apply(GatheredAttention { segments, is_joint, has_biases, heads, scale, precision }, inputs)
+    let attention = GatheredAttention { segments, is_joint, has_biases, heads, scale, precision };
+    apply(attention, in_f32_to_learn(inputs))
 }
 
 /// Inputs: the projections, one or two, and the biases.
@@ -74,19 +78,19 @@ impl GatheredAttention {
     }
 
     /// Calls `run` with all arguments of the kernel, given the first input and the others.
-    fn with_kernel<R>(
+    fn with_kernel<S: Element, R>(
         &self,
         first: &Tensor,
         others: &[Tensor],
         run: impl FnOnce(
-            gathered_attention::Projections<'_>,
+            gathered_attention::Projections<'_, S>,
             &gathered_attention::GatheredAttention<'_>,
         ) -> R,
     ) -> R {
         let (projections, biases) = match self.is_joint {
-            true => (gathered_attention::Projections::Joint(values(first)), others),
+            true => (gathered_attention::Projections::Joint(first.values()), others),
             false => {
-                let (q, kv) = (values(first), values(&others[0]));
+                let (q, kv) = (first.values(), others[0].values());
                 (gathered_attention::Projections::Separate { q, kv }, &others[1..])
             }
         };
@@ -174,12 +178,18 @@ impl Operation for GatheredAttention {
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let shapes: Vec<Shape> = inputs.iter().map(Tensor::shape).collect();
         let shape = self.output(&shapes);
-        let context = self.with_kernel(&inputs[0], &inputs[1..], |projections, attention| {
-            with_element!(self.precision, T => {
-                gathered_attention::forward::<T>(projections, attention)
-            })
-        });
-        (made(context, shape), save.then(|| Saved::new(inputs.swap_remove(0))))
+        let (first, others) = (&inputs[0], &inputs[1..]);
+        let context = match first.dtype() {
+            Dtype::Bf16 => Tensor::of_memory::<Bf16>(
+                self.with_kernel(first, others, gathered_attention::forward::<Bf16, Bf16>),
+                shape,
+            ),
+            _ => with_element!(self.precision, T => Tensor::of_memory::<f32>(
+                self.with_kernel(first, others, gathered_attention::forward::<T, f32>),
+                shape,
+            )),
+        };
+        (context, save.then(|| Saved::new(inputs.swap_remove(0))))
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {

@@ -43,16 +43,16 @@ pub use convolution::{
 };
 pub(crate) use cross_attention::later_keys;
 pub use cross_attention::{causal_attention, cross_attention};
-pub use depthwise::depthwise;
+pub use depthwise::{depthwise, depthwise_batch_norm};
 pub use distance::paired_distance;
 pub use gathered_attention::{
     AttentionGroups, GroupTable, ImageRows, Projections, gathered_attention,
 };
 pub use images::normalize_images;
-pub use linear::{Activation, linear};
+pub use linear::{Activation, linear, linear_in_precision};
 pub use mlp::{LinearValues, NormValues, Scales, mlp_branch};
 pub use neighbors::{Border, NeighborMap, NeighborMaps, Neighbors};
-pub use norm::{global_average_pool, l2_normalize, layer_norm};
+pub use norm::{global_average_pool, l2_normalize, layer_norm, layer_norm_in_precision};
 pub use optimizer::{Trust, Update, UpdateRule, clip_scales, ema_update, update};
 pub use packing::{PackedWeights, Packing};
 pub use patch::{merge_patches, merging_indices, patchify};

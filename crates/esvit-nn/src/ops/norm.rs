@@ -1,10 +1,12 @@
 //! Layer normalization, L2 normalization, norms and means.
 
+use esvit_kernels::element::Bf16;
 use esvit_kernels::{buffer, layer_norm, tokens};
 
 use super::common_size;
 use super::cpu::{gradients, made, made_like, values, values_mut};
 use super::prelude::*;
+use crate::tensor::Dtype;
 
 /// Layer normalization of `x [rows, C]` with biased variance; `gamma`, `beta` are `[C]`.
 pub fn layer_norm(
@@ -14,16 +16,34 @@ pub fn layer_norm(
     eps: f64,
     precision: Precision,
 ) -> Tensor {
-    apply(LayerNorm { eps: eps as f32, precision }, [x, gamma, beta])
+    apply(LayerNorm { eps: eps as f32, precision, to: Dtype::F32 }, [x, gamma, beta])
+}
+
+/// The same, stored in `precision` where nothing learns.
+pub fn layer_norm_in_precision(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: f64,
+    precision: Precision,
+) -> Tensor {
+    let inputs = [x, gamma, beta];
+    apply(LayerNorm { eps: eps as f32, precision, to: precision.dtype_of(&inputs) }, inputs)
 }
 
 #[derive(Debug)]
 struct LayerNorm {
     eps: f32,
     precision: Precision,
+    /// The type of the results.
+    to: Dtype,
 }
 
 impl Operation for LayerNorm {
+    fn dtype(&self, _: Dtype) -> Dtype {
+        self.to
+    }
+
     fn cost(&self, inputs: &[Shape]) -> Cost {
         Cost::default().saving(inputs[0].numel(), self.precision)
     }
@@ -35,9 +55,13 @@ impl Operation for LayerNorm {
 
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let [x, gamma, beta] = [0, 1, 2].map(|i| values(&inputs[i]));
+        if self.to == Dtype::Bf16 {
+            let y = layer_norm::evaluate::<Bf16, Bf16>(x, gamma, beta, self.eps);
+            return (Tensor::of_memory::<Bf16>(y, inputs[0].shape()), None);
+        }
         let mut y = buffer::uninit(x.len());
         let saved = with_element!(self.precision, T => {
-            layer_norm::forward::<T>(x, gamma, beta, self.eps, &mut y, save).map(Saved::new)
+            layer_norm::forward::<T, f32>(x, gamma, beta, self.eps, &mut y, save).map(Saved::new)
         });
         (made_like(y, &inputs[0]), saved)
     }

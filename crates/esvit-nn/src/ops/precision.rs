@@ -13,8 +13,8 @@ use crate::tape::Saved;
 use crate::tensor::{Dtype, Shape, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
-/// everything between operations are f32, but for the maps of a ResNet in evaluation, which are stored as
-/// operands are.
+/// everything between operations are f32, but where nothing learns for what lies between some of them, such as
+/// the maps of a ResNet and queries, keys and values, which are stored as operands are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -62,6 +62,11 @@ impl Precision {
         }
     }
 
+    /// The type of an operation's results that are stored in the precision where nothing learns.
+    pub(super) fn dtype_of(self, inputs: &[Tensor]) -> Dtype {
+        if inputs.iter().any(Tensor::is_tracked) { Dtype::F32 } else { self.dtype() }
+    }
+
     /// Bytes of a GEMM operand or a saved activation.
     pub fn bytes(self) -> usize {
         match self {
@@ -95,6 +100,14 @@ impl SavedRows {
     }
 }
 
+/// The inputs of an operation that takes some in bf16 where nothing learns: in f32 if one is on a tape.
+pub(super) fn in_f32_to_learn(inputs: Vec<Tensor>) -> Vec<Tensor> {
+    if !inputs.iter().any(Tensor::is_tracked) {
+        return inputs;
+    }
+    inputs.into_iter().map(|input| input.to_dtype(Dtype::F32)).collect()
+}
+
 /// How a branch of a block is computed.
 #[derive(Debug, Clone, Default)]
 pub struct Compute {
@@ -105,6 +118,12 @@ pub struct Compute {
     pub activation_checkpointing: bool,
     /// The cache entry of packed weights.
     pub packing: Packing,
+}
+
+impl From<Precision> for Compute {
+    fn from(precision: Precision) -> Self {
+        Self { precision, ..Self::default() }
+    }
 }
 
 impl Compute {

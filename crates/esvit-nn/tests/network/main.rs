@@ -10,6 +10,7 @@ mod operations;
 mod prefix;
 mod pvt;
 mod resnet;
+mod stored;
 mod swin;
 mod vil;
 mod vit;

@@ -73,17 +73,30 @@ impl Attention {
     ) -> Tensor {
         let filters = params.vector(self.depthwise).reshape([self.width, FILTER * FILTER]);
         let filters = filters.transpose().reshape([FILTER, FILTER, self.width]);
-        let convolved = normed.parts().into_iter().zip(windows).map(|(tokens, windows)| {
+        let padded = normed.parts().into_iter().zip(windows).map(|(tokens, windows)| {
             let padded = windows.pad(tokens);
             let [images, count, width] = padded.dims();
-            let segment = Segment::new(images, windows.of_padded.map);
-            let rows = padded.reshape([images * count, width]);
-            (ops::depthwise(rows, segment, filters.clone(), ctx.precision), segment)
+            (padded.reshape([images * count, width]), Segment::new(images, windows.of_padded.map))
         });
-        let (rows, segments): (Vec<_>, Vec<_>) = convolved.unzip();
-        let padded = TokenMaps { rows: joined(rows), segments };
-        let padded = self.batch_norm.forward_maps(params, padded, ctx);
-        self.qkv.forward(params, padded.rows, Activation::None, ctx)
+        let (rows, segments): (Vec<_>, Vec<_>) = if ctx.is_training() {
+            let convolved = padded.map(|(rows, segment)| {
+                (ops::depthwise(rows, segment, filters.clone(), ctx.precision), segment)
+            });
+            convolved.unzip()
+        } else {
+            let norm = self.batch_norm.running_values(params);
+            let normalized = padded.map(|(rows, segment)| {
+                let (filters, norm) = (filters.clone(), norm.clone());
+                let rows = ops::depthwise_batch_norm(rows, segment, filters, norm, ctx.precision);
+                (rows, segment)
+            });
+            normalized.unzip()
+        };
+        let mut padded = TokenMaps { rows: joined(rows), segments };
+        if ctx.is_training() {
+            padded = self.batch_norm.forward_maps(params, padded, ctx);
+        }
+        self.qkv.forward_in_precision(params, padded.rows, ctx)
     }
 
     fn windows(&self, segments: &[Segment]) -> Vec<Arc<Windows>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backbone::maps::with_zero_token;
 use crate::memo::Memo;
 use crate::ops::{AttentionGroups, GroupTable, ImageRows, WindowMap};
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// The windows of a map.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Windows {
         }
         let token = |&slot: &i32| of_map.slot_token[slot as usize];
         let places: Vec<i32> = of_padded.token_slot.iter().map(token).collect();
-        with_zero_token(tokens).index_select(1, places)
+        with_zero_token(tokens.to_dtype(Dtype::F32)).index_select(1, places)
     }
 }
 

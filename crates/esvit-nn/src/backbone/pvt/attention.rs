@@ -38,12 +38,12 @@ impl Attention {
         normed: TokenMaps,
         ctx: &ForwardCtx,
     ) -> (Tensor, Tensor, Vec<Segment>) {
-        let q = self.q.forward(params, normed.rows.clone(), Activation::None, ctx);
+        let q = self.q.forward_in_precision(params, normed.rows.clone(), ctx);
         let TokenMaps { rows, segments } = match &self.reduction {
             Some(reduction) => reduction.forward(params, normed, ctx),
             None => normed,
         };
-        (q, self.kv.forward(params, rows, Activation::None, ctx), segments)
+        (q, self.kv.forward_in_precision(params, rows, ctx), segments)
     }
 }
 
@@ -87,6 +87,6 @@ impl Reduction {
     }
 
     fn forward(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
-        self.norm.forward_maps(params, self.conv.forward(params, maps, ctx), ctx)
+        self.norm.forward_maps_in_precision(params, self.conv.forward(params, maps, ctx), ctx)
     }
 }

@@ -43,7 +43,7 @@ impl FullAttention {
 
     pub(super) fn forward(&self, params: &Params, normed: TokenMaps, ctx: &ForwardCtx) -> Tensor {
         let TokenMaps { rows, segments } = normed;
-        let qkv = self.qkv.forward(params, rows, Activation::None, ctx);
+        let qkv = self.qkv.forward_in_precision(params, rows, ctx);
         let width = qkv.shape()[1] / 3;
         let groups = segments
             .iter()

@@ -113,8 +113,8 @@ impl SparseAttention {
 
     /// Queries `[tokens, C]`, and keys and values `[tokens, 2 C]`.
     fn project(&self, params: &Params, normed: Tensor, ctx: &ForwardCtx) -> [Tensor; 2] {
-        let queries = self.query.forward(params, normed.clone(), Activation::None, ctx);
-        [queries, self.kv.forward(params, normed, Activation::None, ctx)]
+        let queries = self.query.forward_in_precision(params, normed.clone(), ctx);
+        [queries, self.kv.forward_in_precision(params, normed, ctx)]
     }
 
     /// The biases of every segment: of windows, which are alike on all maps, and of global tokens.
