@@ -348,6 +348,12 @@ mod tests {
         let nothing = map.pixel(4, 0).unwrap();
         assert_ne!(map.pixel(3, 1).unwrap(), nothing);
         assert_eq!(map.pixel(0, 2).unwrap(), nothing);
+        // Beside the first of two lines of cells there is none of the second.
+        let mut attention = self::attention([2, 2], &[0, 1, 2, 3], vec![0.25; 4]);
+        (attention.cell, attention.position.stage) = (8, 2);
+        let map = Figure::new(&self::input(20, 20), &attention).map(&attention.heads[0]);
+        assert_eq!((map.width(), map.height()), (5, 5));
+        assert_eq!(map.pixel(4, 0).unwrap(), nothing);
     }
 
     /// Two networks that one page shows may have maps of as many cells.

@@ -5,6 +5,7 @@ use esvit_kernels::rng::Rng;
 use esvit_nn::{backbone::swin::SwinConfig, params::ParamSpec};
 
 use super::*;
+use crate::testing::{Images, noise};
 use esvit_testing::{tiny_swin, untrained};
 
 fn backbone() -> PretrainedBackbone {
@@ -240,6 +241,16 @@ fn images_of_unknown_classes_count_as_wrong() {
     // Classes 2 to 5 have no output: at most two of six are right, and among five of two both are.
     assert!(accuracy.top1 < 34.0 && left_out.is_empty(), "{accuracy:?}");
     assert!((accuracy.top5 - 200.0 / 6.0).abs() < 1e-9, "{accuracy:?}");
+}
+
+#[test]
+fn images_that_cannot_be_read_are_not_counted() {
+    let mut train = Images::labeled((0..6).map(|i| (i % 2, noise(24, 18, i.into()))).collect());
+    train.list[3].2 = None;
+    let mut of_two = task(2, 4);
+    of_two.train = train.set();
+    let end = finetune(&backbone(), &of_two, &quick(2), |_| ()).unwrap();
+    assert_eq!(end.images, (5, 8));
 }
 
 #[test]

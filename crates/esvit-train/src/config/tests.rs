@@ -1172,6 +1172,12 @@ fn crops_that_go_through_at_a_time() {
     assert_eq!(crop_chunks(&["head.use_bn_in_head=true"]), CropChunks::All);
     assert!(matches!(crop_chunks(&["model.arch=resnet50"]), CropChunks::Sizes(_)));
     assert!(matches!(crop_chunks(&["model.arch=cvt_tiny"]), CropChunks::Sizes(_)));
+    let sees_all_at_once = |texts: &[&str]| resolve(texts).unwrap().sees_all_at_once();
+    assert!(
+        sees_all_at_once(&["model.arch=resnet50"]) && sees_all_at_once(&["model.arch=cvt_tiny"])
+    );
+    assert!(sees_all_at_once(&["head.use_bn_in_head=true"]));
+    assert!(!sees_all_at_once(&["model.arch=vit_small16"]));
     let shape = Config::default().model.backbone;
     for named in Precision::ALL {
         let precision = named.name();

@@ -287,6 +287,8 @@ mod tests {
         let expected =
             format!("`objective.region.head.layers` on the command line: `many` is not {whole}");
         assert!(error.contains(&expected), "{error}");
+        let error = of_byol("objective.region.head={out_dim=64, layers=\"many\", hidden_dim=8}");
+        assert!(error.contains(&expected), "{error}");
         let error = of_byol("objective.region.head=5");
         assert!(error.contains("`5` is not a table: give its settings, such as `"), "{error}");
         let error = refused(&["model.arch=vit_micro", "model.mlp=swiglue"]);

@@ -392,11 +392,11 @@ fn with_matches(mut health: Health, matched: &[i32], batch: usize, cells: usize)
 mod tests {
     use super::*;
 
-    /// Two images of four query cells among nine: three and one of these are matched.
+    /// Two images of four query cells among nine: three and one of these are matched, one of them by both.
     #[test]
     fn matched_cells_are_counted_by_image() {
         let none = Health { signals: Vec::new(), summary: "well".into() };
-        let found = with_matches(none, &[0, 4, 4, 8, 12, 12, 12, 12], 2, 9);
+        let found = with_matches(none, &[0, 4, 4, 8, 4, 4, 4, 4], 2, 9);
         let share = found.signal(MATCHED_CELLS).unwrap();
         assert!((share - 100.0 * 4.0 / 18.0).abs() < 1e-9, "{share}");
         assert_eq!(found.signal(CELLS), Some(9.0));

@@ -99,6 +99,8 @@ mod tests {
         assert_eq!(shared(&first, &config(None, 4, 5), 20), (None, Some(15)));
         assert_eq!(shared(&first, &config(Some("b"), 4, 1), 50), (None, Some(15)));
         assert_eq!(shared(&first, &config(Some("b"), 8, 1), 50), (None, Some(8)));
+        // Of the same folder, without the images of others.
+        assert_eq!(shared(&first, &config(None, 4, 1), 10), (None, Some(15)));
         // Fewer images than a step has make a smaller one.
         assert_eq!(shared(&first, &config(Some("b"), 8, 1), 3), (None, Some(20)));
     }

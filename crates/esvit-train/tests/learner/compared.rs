@@ -268,6 +268,26 @@ fn a_step_that_is_not_ended_changes_nothing() {
     }
 }
 
+/// Queues, centers and places in them are others after every step.
+#[test]
+fn what_an_objective_holds_follows_each_step() {
+    for (name, new) in ALL {
+        let mut learner = new();
+        let (halves, _) = halves();
+        let held = |learner: &Learner| -> Vec<(&'static str, Vec<f32>)> {
+            let state = learner.objective.state().into_iter();
+            state.map(|state| (state.name, state.value.to_vec())).collect()
+        };
+        for step in 0..2 {
+            let before = held(&learner);
+            learner.step(halves.clone(), &StepInfo { step, ..STEP }).unwrap();
+            for ((held, before), (_, after)) in before.iter().zip(held(&learner)) {
+                assert!(*before != after, "{name}: {held} after step {step}");
+            }
+        }
+    }
+}
+
 /// The passes that each lets be cut, and the teacher that it has.
 #[test]
 fn how_each_goes_through_the_loop() {

@@ -163,6 +163,11 @@ fn colors_are_hidden_by_chance() {
         first.contains(&true) && second.iter().zip(first).any(|(a, &b)| (*a == 1.0) != b)
     });
     assert!(differ, "views hide alike");
+    // Also views of one size.
+    let twins = MicroBatch::unlabeled(vec![views(200)[0].clone(); 2]);
+    let first = hidden(&mut learner, &twins, [0, 0]);
+    let second: Vec<bool> = of_second(&learner, 0..200).iter().map(|&row| row == 1.0).collect();
+    assert!(first == many && second.len() == first.len() && second != first);
     // One at least.
     let mut learner = filled(Variant::Bert, 1e-9);
     let few = hidden(&mut learner, &one_view(50), [0, 0]);
