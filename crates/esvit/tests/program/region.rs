@@ -75,17 +75,25 @@ fn byol_with_a_region_term() {
     place.run(&wrong).expect(2).says(&["`objective.region.head.out_dim` is 1: one prototype"]);
 }
 
-/// The comparison of docs/recipes.md names variants that there are, each another one.
+/// The paper's comparisons name variants that there are, each another one.
 #[test]
-fn the_papers_ablations_can_be_compared() {
-    let plan = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compare/ablations.toml");
+fn the_papers_comparisons_can_be_made() {
+    let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compare");
     let place = Place::new();
     let line = "compare --out c --recipe materials --seeds 1 --dry-run --json --quiet --variants";
-    let would = place.run_with(line, &[plan.as_os_str()]).expect(0).json();
-    let variants = would["variants"].as_array().unwrap();
-    assert_eq!(variants.len(), 11, "{would}");
-    for (index, variant) in variants.iter().enumerate() {
-        let differs = |other: &serde_json::Value| other["settings"] != variant["settings"];
-        assert!(variants[index + 1..].iter().all(differs), "{variant}");
+    for (plan, count) in
+        [("ablations", 11), ("architectures", 12), ("objectives", 18), ("regions", 4)]
+    {
+        let plan = plans.join(plan).with_extension("toml");
+        let would = place.run_with(line, &[plan.as_os_str()]).expect(0).json();
+        let variants = would["variants"].as_array().unwrap();
+        assert_eq!(variants.len(), count, "{would}");
+        for (index, variant) in variants.iter().enumerate() {
+            // `added` has the settings of another one, and begins elsewhere.
+            let differs = |other: &serde_json::Value| {
+                other["settings"] != variant["settings"] || other["name"] == "added"
+            };
+            assert!(variants[index + 1..].iter().all(differs), "{variant}");
+        }
     }
 }
