@@ -23,7 +23,7 @@ pub fn depthwise(x: Tensor, segment: Segment, weight: Tensor, precision: Precisi
 /// results are stored in `precision`, as maps may be.
 ///
 /// # Panics
-/// As [`depthwise`].
+/// As [`depthwise()`].
 pub fn depthwise_batch_norm(
     x: Tensor,
     segment: Segment,
