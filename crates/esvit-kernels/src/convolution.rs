@@ -20,8 +20,8 @@ use crate::elementwise::add;
 use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
 use crate::maps::{Filter, Maps};
 use crate::profile;
-use crate::rows::{PanelTile, TILE_ROWS, block_rows, for_each_tile, linear, store};
-use lines::{PaddedMaps, line_values};
+use crate::rows::{PanelTile, block_rows, for_each_tile, linear, store};
+use lines::{PaddedMaps, TILE_ROWS, line_values};
 
 /// Values of the rows that the backward pass makes at a time, unless one image has more.
 const BAND_VALUES: usize = 1 << 23;

@@ -20,10 +20,6 @@ const BLOCK_ROWS: Range<usize> = 48..192;
 /// Processors that have them have 2 MiB of L2.
 const LARGER_FOR_TILES: usize = 2;
 
-/// Rows that products of tiles make at a time before what follows them: at most 16 KiB of a panel's results,
-/// which stay in L1.
-pub(crate) const TILE_ROWS: usize = 64;
-
 /// Rows that go through the GEMMs of a backward pass together: bounds the memory of intermediate
 /// gradients.
 pub(crate) const BAND_ROWS: usize = 6144;
@@ -313,10 +309,8 @@ pub(crate) fn linear<T: Element, U: Element>(
     {
         return rhs.gemm(lhs, rows, to, to_row, false);
     }
-    let most = if T::has_tiles() { TILE_ROWS } else { rows };
-    for_each_tile(lhs, rows, most, rhs, |tile| {
-        let PanelTile { row, column, columns, values, width } = tile;
-        store(values, width, columns, &mut to[row * to_row + column..], to_row);
+    for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
+        store(tile, padded, columns, &mut to[first..], to_row);
     });
 }
 

@@ -9,7 +9,7 @@ use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::gemm::{Dims, Lhs, NR, Output, RhsPanel};
 use crate::maps::{Filter, Maps};
-use crate::rows::{BLOCK_SHARES, PanelTile, TILE_ROWS, fitting_rows};
+use crate::rows::{BLOCK_SHARES, PanelTile, fitting_rows};
 use crate::simd::dispatch;
 
 /// Rows that a map must have for products of tiles to read overlapping ones: with fewer, gathering them costs
@@ -21,6 +21,10 @@ const LEAST_POSITIONS: usize = 12;
 
 /// Values of a line of a filter in the LHS of products of tiles, where it has fewer: one row of a tile.
 const NARROW_LINE: usize = 32;
+
+/// Rows that products of tiles make at a time before what follows them: at most 16 KiB of a panel's results,
+/// which stay in L1.
+pub(super) const TILE_ROWS: usize = 64;
 
 /// Values of a line of a filter in the rows under it, and in the packed filters, padded with zeros.
 pub(super) fn line_values<T: Element>(filter: &Filter) -> usize {
