@@ -139,19 +139,26 @@ const ALL: [Named; 9] = [
     ("densecl", densecl),
 ];
 
+/// Two images each, of as many in one.
+fn micro_batches(count: usize) -> Vec<MicroBatch> {
+    let whole = crops(2 * count);
+    let one = |first: usize| {
+        let views = whole.iter().map(|crop| crop.clone().narrow(0, first, 2)).collect();
+        numbered(first, views)
+    };
+    (0..count).map(|index| one(2 * index)).collect()
+}
+
+/// A micro-batch of images that are numbered from `first`.
+fn numbered(first: usize, views: Vec<Tensor>) -> MicroBatch {
+    let batch = MicroBatch::unlabeled(views);
+    let samples = (first as u64..).take(batch.images()).collect();
+    MicroBatch { samples, ..batch }
+}
+
 /// Halves of four images in one micro-batch.
 pub(super) fn halves() -> ([MicroBatch; 2], [MicroBatch; 1]) {
-    let numbered = |first: usize, views: Vec<Tensor>| {
-        let batch = MicroBatch::unlabeled(views);
-        let samples = (first as u64..).take(batch.images()).collect();
-        MicroBatch { samples, ..batch }
-    };
-    let whole = crops(4);
-    let halves = [0, 2].map(|first| {
-        let half = whole.iter().map(|crop| crop.clone().narrow(0, first, 2));
-        numbered(first, half.collect())
-    });
-    (halves, [numbered(0, whole)])
+    (micro_batches(2).try_into().unwrap(), [numbered(0, crops(4))])
 }
 
 /// Within a share of the largest entry; what is all rounding is not compared.
@@ -216,12 +223,11 @@ fn micro_batches_are_one_batch() {
     }
 }
 
-/// Two learners, each with a micro-batch, are one with both.
+/// Two learners, each with a micro-batch or two, are one with all of them.
 #[test]
 fn processes_are_one_run() {
-    for (name, new) in ALL {
-        let (halves, _) = halves();
-        let steps = vec![halves.to_vec(); 3];
+    for ((name, new), count) in ALL.into_iter().flat_map(|named| [2, 4].map(|n| (named, n))) {
+        let steps = vec![micro_batches(count); 3];
         let expected = together(new, &steps);
         let [first, second] = apart(new, &steps);
         assert!(first.state == second.state, "{name}: both have the same bits");

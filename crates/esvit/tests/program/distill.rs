@@ -31,7 +31,10 @@ fn a_run_teaches_another_network() {
     let newest = student.newest();
     let recorded = metadata(&newest)["teacher"].clone();
     assert_eq!(recorded["tensors"].as_str().unwrap().len(), 16, "{recorded}");
-    assert!(student.text("config.toml").contains("name = \"distill\""));
+    let config = student.text("config.toml");
+    assert!(config.contains("name = \"distill\""));
+    // A run goes on, so that it is recorded as the checkpoint that it was.
+    assert!(config.contains("checkpoints/epoch=0001-step=00000025.safetensors\""), "{config}");
     let lines = student.lines("metrics.jsonl");
     let both =
         |line: &&serde_json::Value| line["view_loss"].is_f64() && line["region_loss"].is_f64();
