@@ -1,6 +1,6 @@
 """Times `esvit bench` and its peers side by side, alternating, in one run.
 
-    speed.py train-step [--arch swin_tiny] [--batch 4] [--precision bf16 f32] [--rounds 5]
+    speed.py train-step [--arch swin_tiny] [--objective esvit] [--batch 4] [--precision bf16 f32] [--rounds 5]
     speed.py forward    [--arch swin_tiny] [--batch 8] [--precision bf16 f32] [--rounds 5]
     speed.py data       [--rounds 5]
 
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Those of `esvit bench` and of `peers.step`.
 PROTOTYPES = 65_536
 GLOBAL_SIZE, LOCAL_CROPS = 224, 8
+# Images of a step, by its objective.
+BATCH = {"esvit": 4, "simclr": 16, "mocov3": 16}
 # Repetitions of each form before one is chosen.
 TRIALS = 3
 IN_PYTORCH = ("eager", "compile")
@@ -155,14 +157,14 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def fastest_form(kind: str, arch: str, batch: int, precision: str, *runtime: str) -> str:
+def fastest_form(kind: str, arch: str, batch: int, precision: str, what: str) -> str:
     """The form of PyTorch's network that takes least time, each tried in a process of its own."""
     forms = PEERS[arch].forms
     if len(forms) == 1:
         return forms[0]
     times = {}
     for form in forms:
-        worker = Worker(kind, arch, form, str(batch), precision, *runtime)
+        worker = Worker(kind, arch, form, str(batch), precision, what)
         times[form] = min(worker.repeat()["seconds"] for _ in range(TRIALS))
         worker.close()
     tried = ", ".join(f"{form} {seconds:.3f} s" for form, seconds in times.items())
@@ -170,16 +172,21 @@ def fastest_form(kind: str, arch: str, batch: int, precision: str, *runtime: str
     return min(forms, key=lambda form: times[form])
 
 
-def compare_steps(arch: str, batch: int, precisions: list[str], rounds: int) -> None:
-    print(f"whole step, {arch}, batch {batch}, K {PROTOTYPES}, {rounds} rounds")
-    forms = {p: fastest_form("train-step", arch, batch, p) for p in precisions}
-    workers = {p: Worker("train-step", arch, forms[p], str(batch), p) for p in precisions}
+def compare_steps(
+    objective: str, arch: str, batch: int, precisions: list[str], rounds: int
+) -> None:
+    about = f", K {PROTOTYPES}" if objective == "esvit" else ""
+    print(f"whole step, {objective}, {arch}, batch {batch}{about}, {rounds} rounds")
+    forms = {p: fastest_form("train-step", arch, batch, p, objective) for p in precisions}
+    workers = {
+        p: Worker("train-step", arch, forms[p], str(batch), p, objective) for p in precisions
+    }
     ours: dict[str, list[dict]] = {p: [] for p in precisions}
     theirs: dict[str, list[dict]] = {p: [] for p in precisions}
+    of_network = ("--arch", arch, "--objective", objective, "--batch", str(batch))
     for _ in range(rounds):
         for p in precisions:
-            options = ("--arch", arch, "--batch", str(batch), "--precision", p)
-            ours[p].append(bench("train-step", *options, iterations=3))
+            ours[p].append(bench("train-step", *of_network, "--precision", p, iterations=3))
             theirs[p].append(workers[p].repeat())
     for worker in workers.values():
         worker.close()
@@ -257,15 +264,19 @@ def work(kind: str, arguments: list[str]) -> None:
     if kind == "data":
         serve(data_path(*arguments))
         return
-    arch, form, batch, precision, *runtime = arguments
-    if kind == "train-step":
+    arch, form, batch, precision, what = arguments
+    if kind == "forward":
+        from peers.inference import forward_pass
+
+        serve(forward_pass(what, arch, form, int(batch), precision))
+    elif what == "esvit":
         from peers.step import training_step
 
         serve(training_step(arch, form, int(batch), precision))
     else:
-        from peers.inference import forward_pass
+        from peers import contrast
 
-        serve(forward_pass(*runtime, arch, form, int(batch), precision))
+        serve(contrast.training_step(what, arch, form, int(batch), precision))
 
 
 def main() -> None:
@@ -275,6 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["train-step", "forward", "data"])
     parser.add_argument("--arch", nargs="+", choices=PEERS, default=["swin_tiny"])
+    parser.add_argument("--objective", choices=BATCH, default="esvit")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--precision", nargs="+", default=["bf16", "f32"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -289,7 +301,8 @@ def main() -> None:
         return
     for arch in options.arch:
         if options.what == "train-step":
-            compare_steps(arch, options.batch or 4, options.precision, options.rounds)
+            batch = options.batch or BATCH[options.objective]
+            compare_steps(options.objective, arch, batch, options.precision, options.rounds)
         else:
             batch, precisions = options.batch or 8, options.precision
             compare_forward(arch, batch, precisions, options.rounds, options.compile)

@@ -47,9 +47,11 @@ pub struct Bench {
     pub activation_checkpointing: bool,
     /// Images per micro-batch; 0 for the whole batch.
     pub micro_batch: usize,
-    /// Number of prototypes of each head.
+    /// Name of the objective of a training step, whose settings are its defaults but for EsViT's heads.
+    pub objective: String,
+    /// Number of prototypes of each head of EsViT.
     pub prototypes: usize,
-    /// Whether to include the region loss.
+    /// Whether to include EsViT's region loss.
     pub region: bool,
     /// Precision of GEMM operands.
     pub precision: Precision,
@@ -66,6 +68,8 @@ pub struct Report {
     pub model: String,
     /// Batch size.
     pub batch: usize,
+    /// Name of the objective.
+    pub objective: String,
     /// Whether to include the region loss.
     pub region: bool,
     /// Number of prototypes of each head.
@@ -105,6 +109,7 @@ impl Report {
         Self {
             model: bench.model.clone(),
             batch: bench.batch,
+            objective: bench.objective.clone(),
             region: bench.region,
             prototypes: bench.prototypes,
             precision: bench.precision.name(),
@@ -128,12 +133,20 @@ pub enum BenchError {
     /// The architecture does not exist.
     #[error("there is no architecture `{0}`\nhint: `esvit info` lists them")]
     Architecture(String),
+    /// The objective does not exist.
+    #[error("there is no objective `{0}`")]
+    Objective(String),
+    /// The objective cannot be built from its defaults alone.
+    #[error(
+        "`{0}` needs more than its defaults, such as a teacher: its steps cannot be timed here"
+    )]
+    NotReady(String),
     /// A setting is invalid.
     #[error("{0}")]
     Setting(String),
-    /// The network does not take images of this size.
+    /// The network does not take images of this size, or is none for the objective.
     #[error(transparent)]
-    Size(#[from] SettingError),
+    Invalid(#[from] SettingError),
     /// A training step failed.
     #[error("a step failed: {0}")]
     Step(String),
@@ -223,7 +236,7 @@ fn peak_rss_mb() -> f64 {
 mod tests {
     use super::*;
 
-    fn bench() -> Bench {
+    pub(super) fn bench() -> Bench {
         Bench {
             model: "swin_tiny_w7".into(),
             batch: 6,
@@ -233,6 +246,7 @@ mod tests {
             crops_per_forward: 0,
             activation_checkpointing: false,
             micro_batch: 0,
+            objective: "esvit".into(),
             prototypes: 16,
             region: false,
             precision: Precision::F32,

@@ -12,9 +12,13 @@ use esvit_kernels::isa::{self, Isa};
 use esvit_kernels::profile;
 use esvit_nn::Device;
 use esvit_nn::ops::Precision;
+use esvit_train::objective::ObjectiveConfig;
 
 use super::profile_table::profile_table;
 use super::{Exit, Output};
+
+/// The objective of all benchmarks that do not name one.
+const ESVIT: &str = "esvit";
 
 /// Options of `esvit bench`.
 #[derive(Debug, Args)]
@@ -42,7 +46,15 @@ pub(super) struct Bench {
 enum Benchmark {
     /// Training step on synthetic images: teacher and student forward, loss, backward, gradient
     /// clipping, AdamW, EMA.
-    TrainStep(StepArgs),
+    TrainStep {
+        #[command(flatten)]
+        args: StepArgs,
+        /// What is trained, with its defaults (see `esvit config --objective NAME`); heads and tasks of
+        /// `esvit` are those of `--prototypes` and `--view-only`.
+        #[arg(long, value_name = "NAME", default_value = ESVIT,
+              value_parser = PossibleValuesParser::new(ObjectiveConfig::NAMES))]
+        objective: String,
+    },
     /// Forward pass of a backbone.
     Forward(StepArgs),
     /// This machine: products, training steps and forward passes by each instruction set and precision, beside
@@ -103,9 +115,9 @@ struct NetworkShape {
     /// Size of local crops in pixels.
     #[arg(long, default_value_t = 96)]
     local_size: usize,
-    /// Number of local crops per image.
-    #[arg(long, default_value_t = 8)]
-    local_crops: usize,
+    /// Number of local crops per image [default: 8, or none with another objective than `esvit`]
+    #[arg(long, value_name = "N")]
+    local_crops: Option<usize>,
     /// Crops per student forward pass; 0 chooses by memory.
     #[arg(long, default_value_t = 0)]
     crops_per_forward: usize,
@@ -115,9 +127,9 @@ struct NetworkShape {
     /// Images per micro-batch; 0 for the whole batch.
     #[arg(long, default_value_t = 0)]
     micro_batch: usize,
-    /// Number of prototypes of each head.
-    #[arg(long, default_value_t = 65_536)]
-    prototypes: usize,
+    /// Number of prototypes of each head [default: 65536]
+    #[arg(long, value_name = "N")]
+    prototypes: Option<usize>,
     /// Train with the view loss only.
     #[arg(long)]
     view_only: bool,
@@ -149,16 +161,20 @@ impl Bench {
         let remark = |precision: Precision| {
             precision.remark().into_iter().for_each(|remark| output.note(remark));
         };
-        let step = |bench: fn(&_) -> Result<Report, BenchError>, step: &StepArgs| {
-            remark(step.precision);
-            self.show(output, &bench(&step.shape.bench(step.precision, iterations, self.device))?)
+        let step = |bench: fn(&_) -> Result<Report, BenchError>, args: &StepArgs, of: &str| {
+            remark(args.precision);
+            let settings = args.shape.bench(of, args.precision, iterations, self.device);
+            self.show(output, &bench(&settings)?)
         };
         match &self.benchmark {
-            Benchmark::TrainStep(args) => step(bench::train_step, args)?,
-            Benchmark::Forward(args) => step(bench::forward, args)?,
-            Benchmark::Objective(args) => step(bench::objective, args)?,
+            Benchmark::TrainStep { args, objective } => {
+                args.shape.check_objective(objective)?;
+                step(bench::train_step, args, objective)?;
+            }
+            Benchmark::Forward(args) => step(bench::forward, args, ESVIT)?,
+            Benchmark::Objective(args) => step(bench::objective, args, ESVIT)?,
             Benchmark::Machine(shape) => {
-                let bench = shape.bench(Precision::F32, iterations, self.device);
+                let bench = shape.bench(ESVIT, Precision::F32, iterations, self.device);
                 choices::show(&bench, self.json, output)?;
             }
             &Benchmark::Kernels { precision } => {
@@ -212,17 +228,35 @@ impl Bench {
 }
 
 impl NetworkShape {
-    fn bench(&self, precision: Precision, iterations: usize, device: Device) -> bench::Bench {
+    /// Refuses what only EsViT has.
+    fn check_objective(&self, objective: &str) -> Result<()> {
+        let only = match (objective, self.prototypes, self.view_only) {
+            (ESVIT, ..) | (_, None, false) => return Ok(()),
+            (_, Some(_), _) => "--prototypes",
+            (_, None, true) => "--view-only",
+        };
+        bail!("`{only}` is of `--objective {ESVIT}`: `{objective}` is timed with its defaults");
+    }
+
+    fn bench(
+        &self,
+        objective: &str,
+        precision: Precision,
+        iterations: usize,
+        device: Device,
+    ) -> bench::Bench {
+        let local_crops = if objective == ESVIT { 8 } else { 0 };
         bench::Bench {
             model: self.arch.clone(),
             batch: self.batch,
             global_size: self.global_size,
             local_size: self.local_size,
-            local_crops: self.local_crops,
+            local_crops: self.local_crops.unwrap_or(local_crops),
             crops_per_forward: self.crops_per_forward,
             activation_checkpointing: self.activation_checkpointing,
             micro_batch: self.micro_batch,
-            prototypes: self.prototypes,
+            objective: objective.into(),
+            prototypes: self.prototypes.unwrap_or(65_536),
             region: !self.view_only,
             precision,
             iterations,

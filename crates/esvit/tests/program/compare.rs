@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::images::{good, labeled};
 #[cfg(unix)]
@@ -213,7 +213,11 @@ fn images_of_a_run_that_goes_on_are_those_of_both() {
     let seen = |report: Value| {
         ["a-1", "b-1"].map(|run| named(&report["runs"], "run", run)["images_seen"].clone())
     };
-    let would = seen(compare("--dry-run --json --quiet"));
+    let would = compare("--dry-run --json --quiet");
+    let next = named(&would["variants"], "name", "b");
+    assert_eq!(next["continues"], json!({ "from": "a", "at": "50%" }), "{would}");
+    assert_eq!(next["start_step"], 20, "{would}");
+    let would = seen(would);
     assert_eq!(would, [160, 80 + 160].map(Value::from));
     assert_eq!(seen(compare("--json")), would);
 }

@@ -306,6 +306,14 @@ fn what_is_measured_is_what_was_asked_for() {
     assert_eq!((&kernels["isa"], &kernels["precision"]), (&answer["isa"], &"f32".into()));
     assert_eq!((&answer["region"], &answer["precision"]), (&false.into(), &"f32".into()));
     assert_eq!((&answer["threads"], answer["seconds"].as_array().unwrap().len()), (&1.into(), 1));
+
+    let step = "bench train-step --arch swin_micro --batch 2 --global-size 32 --iterations 1";
+    let answer = place.well(&format!("{step} --objective simclr --json")).json();
+    assert_eq!(answer["objective"], "simclr");
+    for option in ["--view-only", "--prototypes 8"] {
+        let refused = place.run(&format!("{step} --objective simclr {option}")).expect(1);
+        refused.says(&[option.split(' ').next().unwrap(), "is of `--objective esvit`"]);
+    }
 }
 
 /// Times are measured, not asserted.

@@ -77,15 +77,21 @@ pub(super) fn show(
         listed.push(length.listed(name, done));
     }
     let total: Option<f64> = listed.iter().map(|run| run.seconds).sum();
-    let settings = comparison
-        .variants
-        .iter()
-        .map(|variant| json!({ "name": variant.asked.name, "settings": variant.config }));
+    let variants = comparison.variants.iter().map(|variant| {
+        let asked = &variant.asked;
+        json!({
+            "name": asked.name,
+            "continues": asked.continues,
+            "start_step": variant.start,
+            "weights": asked.weights,
+            "settings": variant.config,
+        })
+    });
     let report = json!({
         "comparison": printable(folder.path()),
         "runs": listed,
         "seconds": total,
-        "variants": settings.collect::<Vec<_>>(),
+        "variants": variants.collect::<Vec<_>>(),
     });
     output.print(as_json, &report, || table(&listed, total))
 }
