@@ -277,6 +277,14 @@ mod tests {
             error.contains("`views.local_sizes[1]` on the command line: `-1` is not"),
             "{error}"
         );
+        // Of a table in place of which there may be a word.
+        let error = refused(&["objective.mixup={enabled=true, mixup_alpha=\"x\"}"]);
+        assert!(
+            error.ends_with(
+                "`objective.mixup.mixup_alpha` on the command line: `x` is not a number"
+            ),
+            "{error}"
+        );
         // Of the objective and the family that are chosen.
         let error = refused(&["objective.name=byol", "objective.region.loss=l1"]);
         assert!(error.ends_with("`l1` is not one of `none`, `mse`, `softmax`"), "{error}");
