@@ -9,9 +9,30 @@ use rayon::prelude::*;
 
 use crate::TASK_VALUES;
 use crate::element::Element;
-use crate::elementwise::{add, scale, update};
+use crate::elementwise::{add, scale, update, update_by};
 use crate::reduce::sum_in_order;
 use crate::simd::{self, dispatch};
+
+/// Evaluates an expression with what says of a value that the norm gives, and of the result of ReLU,
+/// whether a gate is open.
+macro_rules! with_gate {
+    ($gate:expr, $is_open:ident => $call:expr) => {
+        match $gate {
+            Gate::Open => {
+                let $is_open = |_: f32, _: f32| true;
+                $call
+            }
+            Gate::Norm => {
+                let $is_open = |y: f32, _: f32| y > 0.0;
+                $call
+            }
+            Gate::Results(_) => {
+                let $is_open = |_: f32, result: f32| result > 0.0;
+                $call
+            }
+        }
+    };
+}
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +92,7 @@ impl Statistics {
     ///
     /// # Panics
     /// When there are no whole rows.
-    pub fn of(x: &[f32], width: usize) -> Self {
+    pub fn of<T: Element>(x: &[T], width: usize) -> Self {
         assert!(!x.is_empty() && x.len().is_multiple_of(width), "whole rows");
         let parts = x.par_chunks(task(width)).map(|x| (x.len(), Self::of_few(x, width)));
         // In order, so that the result does not depend on the number of threads.
@@ -83,13 +104,13 @@ impl Statistics {
     }
 
     /// Those of few rows, which stay in the cache for a second pass: `E[x^2] - E[x]^2` would cancel.
-    fn of_few(x: &[f32], width: usize) -> Self {
+    fn of_few<T: Element>(x: &[T], width: usize) -> Self {
         let rows = (x.len() / width) as f32;
         let [mut mean, mut variance] = [vec![0.0; width], vec![0.0; width]];
         x.chunks_exact(width).for_each(|row| add(row, &mut mean));
         scale(&mut mean, 1.0 / rows);
         for row in x.chunks_exact(width) {
-            update(&mut variance, [row, &mean], |sum, [x, mean]| sum + (x - mean) * (x - mean));
+            update_by(&mut variance, row, [&mean], |sum, x, [mean]| sum + (x - mean) * (x - mean));
         }
         scale(&mut variance, 1.0 / rows);
         Self { mean, variance }
@@ -130,22 +151,29 @@ impl Normalization {
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn forward(&self, x: &[f32], y: &mut [f32]) {
+    pub fn forward<T: Element, U: Element>(&self, x: &[T], y: &mut [U]) {
         assert_eq!(x.len(), y.len(), "lengths");
         let task = task(self.width());
         y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
             for (y, x) in self.rows_of(y).zip(x.chunks_exact(self.width())) {
-                let from = [x, &self.mean, &self.slope, &self.beta];
-                update(y, from, |_, [x, mean, slope, beta]| normalized(x, mean, slope, beta));
+                update_by(y, x, self.affine(), |_, x, [mean, slope, beta]| {
+                    normalized(x, mean, slope, beta)
+                });
             }
         });
     }
 
+    /// What [`normalized`] needs of every channel.
+    fn affine(&self) -> [&[f32]; 3] {
+        [&self.mean, &self.slope, &self.beta]
+    }
+
     /// `relu(y)` of the rows `x [rows, C]`, in any element type; not in parallel.
-    pub(crate) fn relu_rows<T: Element>(&self, x: &[f32], y: &mut [T]) {
+    pub(crate) fn relu_rows<T: Element, U: Element>(&self, x: &[T], y: &mut [U]) {
         for (y, x) in self.rows_of(y).zip(x.chunks_exact(self.width())) {
-            let from = [x, &self.mean, &self.slope, &self.beta];
-            update(y, from, |_, [x, mean, slope, beta]| relu(normalized(x, mean, slope, beta)));
+            update_by(y, x, self.affine(), |_, x, [mean, slope, beta]| {
+                relu(normalized(x, mean, slope, beta))
+            });
         }
     }
 
@@ -153,7 +181,7 @@ impl Normalization {
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn relu<T: Element>(&self, x: &[f32], y: &mut [T]) {
+    pub fn relu<T: Element, U: Element>(&self, x: &[T], y: &mut [U]) {
         assert_eq!(x.len(), y.len(), "lengths");
         let task = task(self.width());
         let tasks = y.par_chunks_mut(task).zip(x.par_chunks(task));
@@ -162,15 +190,15 @@ impl Normalization {
 
     /// Stores some columns of `y`, and what comes after it, in rows `to [rows, C]`; they are computed of
     /// `x`, whose rows are `x_row` values apart. Not in parallel.
-    pub(crate) fn finish<T: Element>(
+    pub(crate) fn finish<X: Element, T: Element>(
         &self,
-        x: &[f32],
+        x: &[X],
         x_row: usize,
         columns: Range<usize>,
         end: End<'_, T>,
         to: &mut [T],
     ) {
-        let affine = [&self.mean, &self.slope, &self.beta].map(|of| &of[columns.clone()]);
+        let affine = self.affine().map(|of| &of[columns.clone()]);
         let (row, first) = (self.width(), columns.start);
         match end {
             End::Norm => finish_rows(x, x_row, affine, |x| x, first, row, to),
@@ -183,7 +211,7 @@ impl Normalization {
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn relu_with_shortcut(&self, x: &[f32], shortcut: &[f32], y: &mut [f32]) {
+    pub fn relu_with_shortcut<T: Element>(&self, x: &[T], shortcut: &[T], y: &mut [T]) {
         assert_eq!([x.len(), shortcut.len()], [y.len(); 2], "lengths");
         let (width, task) = (self.width(), task(self.width()));
         let from = x.par_chunks(task).zip(shortcut.par_chunks(task));
@@ -192,59 +220,67 @@ impl Normalization {
         });
     }
 
-    /// Gradients of `gamma` and `beta` from that of the output, `dy [rows, C]`: the sums over rows of
-    /// `dy * xhat` and of `dy`. With ReLU, `dy` is that of `relu(y)`, and becomes that of `y`.
+    /// Gradients of `gamma` and `beta` from that of the output, `dy [rows, C]`, or with a ReLU after the
+    /// norm from that of its result: the sums over rows of `dy * xhat` and of `dy`.
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn backward_affine(&self, x: &[f32], has_relu: bool, dy: &mut [f32]) -> [Vec<f32>; 2] {
+    pub fn backward_affine<T: Element>(
+        &self,
+        x: &[T],
+        gate: Gate<'_, T>,
+        dy: &[f32],
+    ) -> [Vec<f32>; 2] {
         assert_eq!(x.len(), dy.len(), "gradients");
         let (width, task) = (self.width(), task(self.width()));
-        let parts =
-            x.par_chunks(task).zip(dy.par_chunks_mut(task)).map(|(x, dy)| {
-                let mut sums = [vec![0.0; width], vec![0.0; width]];
-                let [dgamma, dbeta] = &mut sums;
-                for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
-                    if has_relu {
-                        let from = [x, &self.mean, &self.slope, &self.beta];
-                        update(dy, from, |dy, [x, mean, slope, beta]| {
-                            if normalized(x, mean, slope, beta) > 0.0 { dy } else { 0.0 }
-                        });
-                    }
-                    add(&*dy, dbeta);
-                    let from = [x, &self.mean, &self.rstd, &*dy];
-                    update(dgamma, from, |sum, [x, mean, rstd, dy]| sum + (x - mean) * rstd * dy);
-                }
-                sums
+        let channels = [&self.mean[..], &self.rstd, &self.slope, &self.beta];
+        let tasks = x.par_chunks(task).zip(dy.par_chunks(task)).enumerate();
+        let parts = tasks.map(|(at, (x, dy))| {
+            let mut sums = [vec![0.0; width], vec![0.0; width]];
+            let results = gate.of(at * task, x);
+            with_gate!(gate, is_open => {
+                add_gradients(x, results, dy, channels, is_open, &mut sums);
             });
+            sums
+        });
         sum_in_order(parts, [width; 2])
     }
 
-    /// Makes the gradient of `x` of that of `y`, `dy [rows, C]`. `of_affine` has the sums of
-    /// [`Normalization::backward_affine`] over all `rows` that the statistics are of.
+    /// Makes the gradient of `x` of that of the output, `dy [rows, C]`, or of that of the result of ReLU.
+    /// `of_affine` has the sums of [`Normalization::backward_affine`] over all `rows` that the statistics
+    /// are of, or zeros for statistics that do not depend on `x`. With `dx` it goes there, and `dy` becomes
+    /// the gradient of what goes into ReLU, which is that of a shortcut.
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn backward_input(&self, x: &[f32], of_affine: [&[f32]; 2], rows: usize, dy: &mut [f32]) {
+    pub fn backward_input<T: Element>(
+        &self,
+        x: &[T],
+        gate: Gate<'_, T>,
+        of_affine: [&[f32]; 2],
+        rows: usize,
+        dy: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) {
         let (width, [dgamma, dbeta]) = (self.width(), of_affine);
         assert_eq!([x.len(), dgamma.len(), dbeta.len()], [dy.len(), width, width], "gradients");
+        let channels = [&self.mean[..], &self.rstd, &self.slope, &self.beta, dgamma, dbeta];
         let (task, share) = (task(width), 1.0 / rows as f32);
-        dy.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(dy, x)| {
-            for (dy, x) in self.rows_of(dy).zip(x.chunks_exact(width)) {
-                let from = [x, &self.mean, &self.rstd, &self.slope, dgamma, dbeta];
-                update(dy, from, |dy, [x, mean, rstd, slope, dgamma, dbeta]| {
-                    (dy - share * (dbeta + (x - mean) * rstd * dgamma)) * slope
+        let tasks = dy.par_chunks_mut(task).zip(x.par_chunks(task)).enumerate();
+        let Some(dx) = dx else {
+            return tasks.for_each(|(at, (dy, x))| {
+                let results = gate.of(at * task, x);
+                with_gate!(gate, is_open => {
+                    input_gradients(x, results, channels, share, is_open, dy);
                 });
-            }
-        });
-    }
-
-    /// The same for statistics that do not depend on `x`: the gradient is multiplied by the slope.
-    pub fn backward_fixed(&self, dy: &mut [f32]) {
-        dy.par_chunks_mut(task(self.width())).for_each(|dy| {
-            for dy in self.rows_of(dy) {
-                update(dy, [&self.slope[..]], |dy, [slope]| dy * slope);
-            }
+            });
+        };
+        assert_eq!(dx.len(), x.len(), "gradients");
+        tasks.zip(dx.par_chunks_mut(task)).for_each(|((at, (dy, x)), dx)| {
+            let results = gate.of(at * task, x);
+            with_gate!(gate, is_open => {
+                gradients_apart(x, results, channels, share, is_open, dy, dx);
+            });
         });
     }
 
@@ -253,37 +289,31 @@ impl Normalization {
     }
 }
 
-/// Which values ReLU has let through, a bit for each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReluMask {
-    bits: Vec<u8>,
-    len: usize,
+/// Which gradients the ReLU after a norm lets through.
+#[derive(Debug, Clone, Copy)]
+pub enum Gate<'a, T> {
+    /// All: there is none.
+    Open,
+    /// Where the norm gives values above 0.
+    Norm,
+    /// Where these results of ReLU, `[rows, C]`, are above 0: more than the norm goes into it.
+    Results(&'a [T]),
 }
 
-impl ReluMask {
-    /// That of `y = relu(..)`: the values above 0.
-    pub fn of(y: &[f32]) -> Self {
-        let mut bits = vec![0; y.len().div_ceil(8)];
-        let tasks = bits.par_chunks_mut(TASK_VALUES / 8).zip(y.par_chunks(TASK_VALUES));
-        tasks.for_each(|(bits, y)| set_bits(bits, y));
-        Self { bits, len: y.len() }
-    }
-
-    /// Makes the gradient of what went into ReLU of that of its result.
-    ///
-    /// # Panics
-    /// When lengths do not match.
-    pub fn backward(&self, dy: &mut [f32]) {
-        assert_eq!(self.len, dy.len(), "gradients");
-        let tasks = dy.par_chunks_mut(TASK_VALUES).zip(self.bits.par_chunks(TASK_VALUES / 8));
-        tasks.for_each(|(dy, bits)| clear_without_bit(dy, bits));
+impl<'a, T> Gate<'a, T> {
+    /// The results from `first` on, of rows `x`, which stand in for what is not looked at.
+    fn of(self, first: usize, x: &'a [T]) -> &'a [T] {
+        match self {
+            Self::Results(results) => &results[first..first + x.len()],
+            Self::Open | Self::Norm => x,
+        }
     }
 }
 
 dispatch! {
     /// `end(normalized(x))` of the first columns of rows, into those from `first` on.
-    fn finish_rows<T: Element>(
-        x: &[f32],
+    fn finish_rows<X: Element, T: Element>(
+        x: &[X],
         x_row: usize,
         affine: [&[f32]; 3],
         end: impl Fn(f32) -> f32 + Copy,
@@ -291,18 +321,18 @@ dispatch! {
         row: usize,
         to: &mut [T],
     ) {
-        let [mean, slope, beta] = affine;
+        let columns = affine[0].len();
         for (x, to) in x.chunks_exact(x_row).zip(to.chunks_exact_mut(row)) {
-            let to = &mut to[first..first + mean.len()];
-            simd::update(to, [x, mean, slope, beta], |_, [x, mean, slope, beta]| {
+            let to = &mut to[first..first + columns];
+            simd::update_by(to, x, affine, |_, x, [mean, slope, beta]| {
                 end(normalized(x, mean, slope, beta))
             });
         }
     }
 
     /// `relu(normalized(x) + shortcut)` of the first columns of rows, into those from `first` on.
-    fn add_rows<T: Element>(
-        x: &[f32],
+    fn add_rows<X: Element, T: Element>(
+        x: &[X],
         x_row: usize,
         affine: [&[f32]; 3],
         shortcut: &[T],
@@ -317,25 +347,82 @@ dispatch! {
             let (x, own) = (&x[..columns], first..first + columns);
             let (to, shortcut) = (&mut to[own.clone()], &shortcut[own]);
             for i in 0..columns {
-                let sum = normalized(x[i], mean[i], slope[i], beta[i]) + shortcut[i].to_f32();
+                let sum = normalized(x[i].to_f32(), mean[i], slope[i], beta[i]) + shortcut[i].to_f32();
                 to[i] = T::from_f32(relu(sum));
             }
         }
     }
 
-    /// Bit `i % 8` of byte `i / 8` says whether value `i` is above 0.
-    fn set_bits(bits: &mut [u8], values: &[f32]) {
-        for (bits, values) in bits.iter_mut().zip(values.chunks(8)) {
-            let places = values.iter().enumerate();
-            *bits = places.fold(0, |bits, (at, value)| bits | u8::from(*value > 0.0) << at);
+    /// Adds `dy * xhat` and `dy` of every row.
+    fn add_gradients<T: Element>(
+        x: &[T],
+        results: &[T],
+        dy: &[f32],
+        channels: [&[f32]; 4],
+        is_open: impl Fn(f32, f32) -> bool,
+        sums: &mut [Vec<f32>; 2],
+    ) {
+        let [dgamma, dbeta] = sums;
+        let width = dbeta.len();
+        let dgamma = &mut dgamma[..width];
+        let [mean, rstd, slope, beta] = channels.map(|of| &of[..width]);
+        let rows = x.chunks_exact(width).zip(results.chunks_exact(width));
+        for ((x, results), dy) in rows.zip(dy.chunks_exact(width)) {
+            for i in 0..width {
+                let x = x[i].to_f32();
+                let y = normalized(x, mean[i], slope[i], beta[i]);
+                let dy = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
+                dbeta[i] += dy;
+                dgamma[i] += (x - mean[i]) * rstd[i] * dy;
+            }
         }
     }
 
-    /// Sets values to 0 whose bit is not set.
-    fn clear_without_bit(values: &mut [f32], bits: &[u8]) {
-        for (values, bits) in values.chunks_mut(8).zip(bits) {
-            for (at, value) in values.iter_mut().enumerate() {
-                *value = if bits >> at & 1 == 1 { *value } else { 0.0 };
+    /// `dx` of every row in place of `dy`.
+    fn input_gradients<T: Element>(
+        x: &[T],
+        results: &[T],
+        channels: [&[f32]; 6],
+        share: f32,
+        is_open: impl Fn(f32, f32) -> bool,
+        dy: &mut [f32],
+    ) {
+        let width = channels[0].len();
+        let [mean, rstd, slope, beta, dgamma, dbeta] = channels.map(|of| &of[..width]);
+        let rows = x.chunks_exact(width).zip(results.chunks_exact(width));
+        for ((x, results), dy) in rows.zip(dy.chunks_exact_mut(width)) {
+            for i in 0..width {
+                let x = x[i].to_f32();
+                let y = normalized(x, mean[i], slope[i], beta[i]);
+                let own = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
+                let through = share * (dbeta[i] + (x - mean[i]) * rstd[i] * dgamma[i]);
+                dy[i] = (own - through) * slope[i];
+            }
+        }
+    }
+
+    /// `dx` of every row beside what ReLU lets through of `dy`.
+    fn gradients_apart<T: Element>(
+        x: &[T],
+        results: &[T],
+        channels: [&[f32]; 6],
+        share: f32,
+        is_open: impl Fn(f32, f32) -> bool,
+        dy: &mut [f32],
+        dx: &mut [f32],
+    ) {
+        let width = channels[0].len();
+        let [mean, rstd, slope, beta, dgamma, dbeta] = channels.map(|of| &of[..width]);
+        let rows = x.chunks_exact(width).zip(results.chunks_exact(width));
+        let gradients = dy.chunks_exact_mut(width).zip(dx.chunks_exact_mut(width));
+        for ((x, results), (dy, dx)) in rows.zip(gradients) {
+            for i in 0..width {
+                let x = x[i].to_f32();
+                let y = normalized(x, mean[i], slope[i], beta[i]);
+                let own = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
+                let through = share * (dbeta[i] + (x - mean[i]) * rstd[i] * dgamma[i]);
+                dy[i] = own;
+                dx[i] = (own - through) * slope[i];
             }
         }
     }
@@ -344,7 +431,7 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::Bf16;
+    use crate::element::{self, Bf16};
     use crate::isa::tests::under_each;
     use crate::testing::{assert_near, normal, wide, xhat, xhat_backward};
     use proptest::prelude::*;
@@ -359,9 +446,9 @@ mod tests {
         let norm = Normalization::new(&statistics, [&gamma, &beta], eps);
         let (mut y, mut dx) = (vec![f32::NAN; x.len()], dy.clone());
         norm.forward(&x, &mut y);
-        let [dgamma, dbeta] = norm.backward_affine(&x, false, &mut dx);
-        assert_eq!(dx, dy);
-        norm.backward_input(&x, [&dgamma, &dbeta], rows, &mut dx);
+        let [dgamma, dbeta] = norm.backward_affine(&x, Gate::Open, &dy);
+        let sums = [&dgamma[..], &dbeta];
+        norm.backward_input(&x, Gate::Open, sums, rows, &mut dx, None);
         check_relu(&norm, &x, &y);
         let found = [statistics.mean, statistics.variance, dgamma, dbeta];
 
@@ -420,34 +507,75 @@ mod tests {
         norm.relu(x, &mut rounded);
         assert_eq!(rounded, found.iter().copied().map(Bf16::from_f32).collect::<Vec<_>>());
 
-        let masked = |y: &[f32]| -> Vec<f32> {
-            y.iter().zip(&dy).map(|(&y, &dy)| if y > 0.0 { dy } else { 0.0 }).collect()
-        };
-        let (mut gradient, mut plain) = (dy.clone(), masked(y));
-        let with_relu = norm.backward_affine(x, true, &mut gradient);
-        assert_eq!(with_relu, norm.backward_affine(x, false, &mut plain));
-        assert_eq!(gradient, plain);
-
         norm.relu_with_shortcut(x, &shortcut, &mut found);
         let sums = y.iter().zip(&shortcut).map(|(y, shortcut)| above(y + shortcut));
         assert_eq!(found, sums.collect::<Vec<_>>());
-        let mut gradient = dy.clone();
-        ReluMask::of(&found).backward(&mut gradient);
-        assert_eq!(gradient, masked(&found));
+
+        // Gradients by a gate are those of what it lets through.
+        for (gate, y) in [(Gate::Norm, y), (Gate::Results(&found), &found)] {
+            let own = y.iter().zip(&dy).map(|(&y, &dy)| if y > 0.0 { dy } else { 0.0 });
+            let own: Vec<f32> = own.collect();
+            let sums = norm.backward_affine(x, Gate::Open, &own);
+            assert_eq!(norm.backward_affine(x, gate, &dy), sums);
+            let sums = [&sums[0][..], &sums[1]];
+            let (mut expected, mut in_place) = (own.clone(), dy.clone());
+            norm.backward_input(x, Gate::Open, sums, 7, &mut expected, None);
+            norm.backward_input(x, gate, sums, 7, &mut in_place, None);
+            assert_eq!(in_place, expected);
+            let (mut through, mut dx) = (dy.clone(), vec![f32::NAN; dy.len()]);
+            norm.backward_input(x, gate, sums, 7, &mut through, Some(&mut dx));
+            assert_eq!((through, dx), (own, expected));
+        }
+    }
+
+    /// Rows in bf16 give what their values give in f32.
+    fn check_stored(rows: usize, width: usize) {
+        let [x, shortcut] = [1, 2].map(|of| element::rounded(&normal(rows * width, of)));
+        let [wide_x, wide_shortcut] = [&x, &shortcut].map(|of| element::widened(of));
+        let statistics = Statistics::of(&x, width);
+        assert_eq!(statistics, Statistics::of(&wide_x, width));
+        let affine = [normal(width, 3), normal(width, 4)];
+        let norm = Normalization::new(&statistics, [&affine[0], &affine[1]], 0.1);
+        let [mut found, mut expected] =
+            [Bf16::default(), Bf16::from_f32(1.0)].map(|of| vec![of; x.len()]);
+        norm.forward(&x, &mut found);
+        norm.forward(&wide_x, &mut expected);
+        assert_eq!(found, expected);
+        let mut wide = vec![0.0; x.len()];
+        norm.relu_with_shortcut(&x, &shortcut, &mut found);
+        norm.relu_with_shortcut(&wide_x, &wide_shortcut, &mut wide);
+        assert_eq!(found[..], element::rounded(&wide)[..]);
+        let wide = element::widened(&found);
+        let dy = normal(x.len(), 5);
+        let sums = norm.backward_affine(&x, Gate::Results(&found), &dy);
+        assert_eq!(sums, norm.backward_affine(&wide_x, Gate::Results(&wide), &dy));
+        let sums = [&sums[0][..], &sums[1]];
+        let [mut own, mut own_wide] = [dy.clone(), dy];
+        let [mut dx, mut wide_dx] = [vec![0.0; x.len()], vec![1.0; x.len()]];
+        norm.backward_input(&x, Gate::Results(&found), sums, rows, &mut own, Some(&mut dx));
+        let gate = Gate::Results(&wide[..]);
+        norm.backward_input(&wide_x, gate, sums, rows, &mut own_wide, Some(&mut wide_dx));
+        assert_eq!((own, dx), (own_wide, wide_dx));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn against_the_definition(rows in 2usize..20, width in 1usize..40) {
-            under_each(|_| check(rows, width));
+            under_each(|_| {
+                check(rows, width);
+                check_stored(rows, width);
+            });
         }
     }
 
     /// More values than three tasks have.
     #[test]
     fn many_rows() {
-        under_each(|_| check(2500, 41));
+        under_each(|_| {
+            check(2500, 41);
+            check_stored(2500, 41);
+        });
     }
 
     /// Running statistics, which are not those of the rows.
@@ -460,7 +588,8 @@ mod tests {
         let expected = [2.0 / 1.25f64.sqrt() + 0.5, 1.0, 0.5, 2.0];
         assert_near("y", &y, &expected, 1e-6);
         let mut dy = [1.0, 1.0, 3.0, -2.0];
-        norm.backward_fixed(&mut dy);
+        let x = [2.0, 0.0, 1.0, 2.0];
+        norm.backward_input(&x, Gate::Open, [&[0.0; 2]; 2], 2, &mut dy, None);
         let slope = 2.0 / 1.25f64.sqrt();
         assert_near("dx", &dy, &[slope, 0.5, 3.0 * slope, -1.0], 1e-6);
     }

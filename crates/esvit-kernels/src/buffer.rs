@@ -61,8 +61,8 @@ impl<T: Element> Buffer<T> {
         Self { words, len, element: PhantomData }
     }
 
-    /// `len` values of arbitrary content.
-    pub(crate) fn uninit(len: usize) -> Self {
+    /// `len` values of arbitrary content, from the pool: to be written before they are read.
+    pub fn uninit(len: usize) -> Self {
         Self::take(len, Lifetime::Saved)
     }
 

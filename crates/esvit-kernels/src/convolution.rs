@@ -16,8 +16,8 @@ use crate::TASK_VALUES;
 use crate::batch_norm::{End, Normalization};
 use crate::buffer::{self, Buffer};
 use crate::element::{Element, padded_row_len, same};
-use crate::elementwise::add;
-use crate::gemm::{Lhs, Matrix, PackedRhs, convert, gemm_tn};
+use crate::elementwise::{add, update};
+use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
 use crate::maps::{Filter, Maps};
 use crate::profile;
 use crate::rows::{PanelTile, block_rows, for_each_tile, linear, store};
@@ -25,6 +25,10 @@ use lines::{PaddedMaps, TILE_ROWS, line_values};
 
 /// Values of the rows that the backward pass makes at a time, unless one image has more.
 const BAND_VALUES: usize = 1 << 23;
+
+/// Phases of a profile.
+const FORWARD: &str = "convolution forward";
+const BACKWARD_ROWS: &str = "convolution backward, rows";
 
 /// Filters as a packed GEMM operand of the forward pass.
 #[derive(Debug)]
@@ -98,32 +102,21 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
     ordered
 }
 
-/// Maps of one size as operands.
-enum Operand<'a, T: Element> {
+/// Maps of one size, in elements `I`, as operands.
+enum Operand<'a, T: Element, I: Element> {
     /// As they are stored.
     Stored(&'a [T]),
     /// To be converted when they come under the filter: their values, or `relu(norm(..))` of them.
-    Unconverted(&'a [f32], Option<&'a Normalization>),
+    Unconverted(&'a [I], Option<&'a Normalization>),
     /// All of them.
     Converted(Buffer<T>),
 }
 
-impl<'a, T: Element> Operand<'a, T> {
-    fn new(x: &'a [f32], norm: Option<&'a Normalization>) -> Self {
+impl<'a, T: Element, I: Element> Operand<'a, T, I> {
+    fn new(x: &'a [I], norm: Option<&'a Normalization>) -> Self {
         match same(x) {
             Some(stored) if norm.is_none() => Self::Stored(stored),
             _ => Self::Unconverted(x, norm),
-        }
-    }
-
-    /// Of maps in f32 or in the operands' type.
-    ///
-    /// # Panics
-    /// When they are in another one.
-    fn of<I: Element>(x: &'a [I]) -> Self {
-        match same(x) {
-            Some(stored) => Self::Stored(stored),
-            None => Self::new(same(x).expect("maps in f32, or as operands"), None),
         }
     }
 
@@ -147,7 +140,7 @@ impl<'a, T: Element> Operand<'a, T> {
             Self::Stored(values) => to.copy_from_slice(&values[own]),
             Self::Converted(values) => to.copy_from_slice(&values[own]),
             Self::Unconverted(x, Some(norm)) => norm.relu_rows(&x[own], to),
-            Self::Unconverted(x, None) => convert(&x[own], None, to),
+            Self::Unconverted(x, None) => update(to, [&x[own]], |_, [value]| value),
         }
     }
 
@@ -195,35 +188,24 @@ fn scatter(rows: &[f32], size: [usize; 2], filter: &Filter, dx: &mut [f32]) {
 
 /// Convolves the maps of `x [rows, C]`, those of all images of the first size, then of the next:
 /// `y [positions, out]` in the same order. With `norms`, one for each size, they are normalized and go
-/// through ReLU first. `x` is in f32 or, without these, in the type of operands.
+/// through ReLU first. `x` and the results are in any element types.
 ///
 /// # Panics
-/// When lengths do not match, or `x` is in another type.
-pub fn forward<T: Element, I: Element>(
+/// When lengths do not match.
+pub fn forward<T: Element, I: Element, O: Element>(
     x: &[I],
     maps: &[Maps],
     filter: &Filter,
     norms: Option<&[Normalization]>,
     packed: &PackedFilters<T>,
-) -> Vec<f32> {
-    let outputs = packed.rhs.n();
-    let mut y = Buffer::<f32>::uninit(filter.positions_of_all(maps) * outputs);
-    let operand = |number: usize, x| match norms {
-        Some(norms) => Operand::new(same(x).expect("maps in f32"), Some(&norms[number])),
-        None => Operand::of(x),
-    };
-    let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [f32]| {
-        linear(lhs, count, &packed.rhs, y, outputs);
-    };
-    let finish = |tile: PanelTile<'_>, _, y: &mut [f32]| {
-        store(tile.values, tile.width, tile.columns, &mut y[tile.column..], outputs);
-    };
-    Convolution { maps, filter, packed }.compute(x, &mut y, operand, multiply, finish);
-    y.into_vec()
+) -> Buffer<O> {
+    let mut y = Buffer::<O>::uninit(filter.positions_of_all(maps) * packed.rhs.n());
+    Convolution { maps, filter, packed, phase: FORWARD }.store(x, norms, &mut y);
+    y
 }
 
 /// The same with the norm after it and `end`, which are computed while the results are in the caches,
-/// as in evaluation. `x` is in f32 or in the type of operands, the results in any type.
+/// as in evaluation.
 ///
 /// # Panics
 /// When lengths do not match.
@@ -252,8 +234,9 @@ pub fn forward_normalized<T: Element, I: Element, O: Element>(
             finish(tile, from + own.start, &mut y[own]);
         });
     };
-    let operand = |_, x| Operand::of(x);
-    Convolution { maps, filter, packed }.compute(x, &mut y, operand, multiply, finish);
+    let operand = |_, x| Operand::new(x, None);
+    let convolution = Convolution { maps, filter, packed, phase: FORWARD };
+    convolution.compute(x, &mut y, operand, multiply, finish);
     y
 }
 
@@ -262,9 +245,24 @@ struct Convolution<'a, T: Element> {
     maps: &'a [Maps],
     filter: &'a Filter,
     packed: &'a PackedFilters<T>,
+    /// The phase of a profile that it counts for.
+    phase: &'static str,
 }
 
 impl<T: Element> Convolution<'_, T> {
+    /// Stores the results in `y`.
+    fn store<I: Element, O: Element>(&self, x: &[I], norms: Option<&[Normalization]>, y: &mut [O]) {
+        let outputs = self.packed.rhs.n();
+        let operand = |number: usize, x| Operand::new(x, norms.map(|norms| &norms[number]));
+        let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [O]| {
+            linear(lhs, count, &self.packed.rhs, y, outputs);
+        };
+        let finish = |tile: PanelTile<'_>, _, y: &mut [O]| {
+            store(tile.values, tile.width, tile.columns, &mut y[tile.column..], outputs);
+        };
+        self.compute(x, y, operand, multiply, finish);
+    }
+
     /// Multiplies what lies under the filter at all positions with all filters. `multiply` gets the rows of
     /// a block of positions, their number, the place of the first in `y [positions, out]`, and these of `y`;
     /// or `finish` results of some positions and a panel of filters, that place, and these of `y`.
@@ -272,15 +270,15 @@ impl<T: Element> Convolution<'_, T> {
         &self,
         mut x: &'x [I],
         mut y: &mut [O],
-        operand: impl Fn(usize, &'x [I]) -> Operand<'x, T>,
+        operand: impl Fn(usize, &'x [I]) -> Operand<'x, T, I>,
         multiply: impl Fn(Lhs<'_, T>, usize, usize, &mut [O]) + Sync,
         finish: impl Fn(PanelTile<'_>, usize, &mut [O]) + Sync,
     ) {
-        let Self { maps, filter, packed } = *self;
+        let Self { maps, filter, packed, phase } = *self;
         let (columns, outputs) = (filter.side * packed.line, packed.rhs.n());
         let row = padded_row_len::<T>(columns);
         let mut done = 0;
-        profile::time("convolution forward", y.len() * filter.values(), || {
+        profile::time(phase, y.len() * filter.values(), || {
             for (number, maps) in maps.iter().enumerate() {
                 let count = maps.images * filter.output(maps).tokens();
                 let (own, others) = x.split_at(maps.images * maps.tokens() * filter.channels);
@@ -324,8 +322,8 @@ impl<T: Element> Convolution<'_, T> {
 ///
 /// # Panics
 /// When lengths do not match.
-pub fn backward<T: Element>(
-    x: &[f32],
+pub fn backward<T: Element, I: Element>(
+    x: &[I],
     maps: &[Maps],
     filter: &Filter,
     norms: Option<&[Normalization]>,
@@ -335,12 +333,8 @@ pub fn backward<T: Element>(
 ) -> Gradients {
     let columns = filter.values();
     let outputs = weight.len() / columns;
-    let packed =
-        input.then(|| PackedRhs::<T>::from_rows(&channels_last(filter, weight), columns, None));
+    let packed = input.then(|| InputFilters::<T>::new(filter, weight));
     let mut dx = Buffer::<f32>::scratch(if input { x.len() } else { 0 });
-    if !filter.is_pointwise() {
-        dx.fill(0.0);
-    }
     let (mut dweight, mut dbias) = (buffer::zeroed(weight.len()), vec![0.0; outputs]);
     let (mut first_row, mut first_position, mut is_first) = (0, 0, true);
     for (number, maps) in maps.iter().enumerate() {
@@ -373,21 +367,50 @@ pub fn backward<T: Element>(
     Gradients { x: input.then(|| dx.into_vec()), weight, bias: dbias }
 }
 
+/// Filters as a packed GEMM operand of the gradient of the input.
+enum InputFilters<T: Element> {
+    /// That of the values under the filter at every position, which are added up.
+    Rows(PackedRhs<T>),
+    /// With a stride of 1 it is a convolution itself, of the output's gradient with filters turned by half a
+    /// turn, whose inputs are outputs.
+    Turned(Filter, PackedFilters<T>),
+}
+
+impl<T: Element> InputFilters<T> {
+    fn new(filter: &Filter, weight: &[f32]) -> Self {
+        let &Filter { channels, side, stride, padding } = filter;
+        if side == 1 || stride > 1 || padding >= side {
+            let weight = channels_last(filter, weight);
+            return Self::Rows(PackedRhs::from_rows(&weight, filter.values(), None));
+        }
+        let (taps, outputs) = (side * side, weight.len() / filter.values());
+        let filter = Filter { channels: outputs, side, stride, padding: side - 1 - padding };
+        let mut turned = vec![0.0; weight.len()];
+        turned.par_chunks_mut(filter.values()).enumerate().for_each(|(channel, to)| {
+            for (output, to) in to.chunks_exact_mut(taps).enumerate() {
+                let from = &weight[(output * channels + channel) * taps..][..taps];
+                to.iter_mut().zip(from.iter().rev()).for_each(|(to, from)| *to = *from);
+            }
+        });
+        Self::Turned(filter, pack(&filter, &turned, None))
+    }
+}
+
 /// Images that go through the GEMMs of the backward pass together.
-struct Band<'a> {
-    x: &'a [f32],
+struct Band<'a, I: Element> {
+    x: &'a [I],
     norm: Option<&'a Normalization>,
     maps: Maps,
     filter: &'a Filter,
     dy: &'a [f32],
 }
 
-impl Band<'_> {
+impl<I: Element> Band<'_, I> {
     /// Gradients of filters, channels last, and bias, added to what is there with `is_added`; with
-    /// the filters, adds that of the input to `dx`.
+    /// the filters, stores that of the input in `dx`.
     fn backward<T: Element>(
         &self,
-        packed: Option<&PackedRhs<T>>,
+        packed: Option<&InputFilters<T>>,
         [dweight, dbias]: [&mut [f32]; 2],
         is_added: bool,
         dx: &mut [f32],
@@ -398,24 +421,40 @@ impl Band<'_> {
         let positions = filter.output(maps).tokens();
         let count = maps.images * positions;
         let size = block_rows::<T>(count, columns.max(outputs));
-        let operand = Operand::<T>::new(x, *norm).converted(filter);
-        let mut rows = Buffer::<T>::scratch_rows(count, columns);
+        let operand = Operand::<T, I>::new(x, *norm).converted(filter);
         let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
-        (rows.par_chunks_mut(size * row))
-            .zip(gradients.par_chunks_mut(size * out_row).zip(dy.par_chunks(size * outputs)))
-            .enumerate()
-            .for_each(|(at, (rows, (gradients, dy)))| {
+        let converted = gradients.par_chunks_mut(size * out_row);
+        converted.zip(dy.par_chunks(size * outputs)).for_each(|(gradients, dy)| {
+            store(dy, outputs, outputs, gradients, out_row);
+        });
+        let mut gathered = None;
+        let rows = operand.rows(filter, 0, count).unwrap_or_else(|| {
+            let rows = gathered.insert(Buffer::<T>::scratch_rows(count, columns));
+            rows.par_chunks_mut(size * row).enumerate().for_each(|(at, rows)| {
                 operand.gather(maps, filter, at * size, rows);
-                store(dy, outputs, outputs, gradients, out_row);
             });
+            rows
+        });
         let macs = count * columns * outputs;
         profile::time("convolution backward, weights", macs, || {
-            let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(&rows, columns));
+            let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(rows, columns));
             gemm_tn(dy, x, dweight, dbias, is_added);
         });
-        drop((operand, rows));
-        let Some(packed) = packed else { return };
-        profile::time("convolution backward, rows", macs, || {
+        drop((operand, gathered));
+        let packed = match packed {
+            None => return,
+            Some(InputFilters::Turned(turned, packed)) => {
+                let is_padded = out_row > outputs;
+                return self.convolve_gradients(
+                    turned,
+                    packed,
+                    (!is_padded).then_some(&*gradients),
+                    dx,
+                );
+            }
+            Some(InputFilters::Rows(packed)) => packed,
+        };
+        profile::time(BACKWARD_ROWS, macs, || {
             let times = |drows: &mut [f32]| {
                 let blocks = drows.par_chunks_mut(size * columns);
                 blocks.zip(gradients.par_chunks(size * out_row)).for_each(|(drows, gradients)| {
@@ -430,9 +469,26 @@ impl Band<'_> {
             times(&mut drows);
             let images = dx.par_chunks_mut((maps.tokens() * filter.channels).max(1));
             images.zip(drows.par_chunks((positions * columns).max(1))).for_each(|(dx, drows)| {
+                dx.fill(0.0);
                 scatter(drows, maps.size, filter, dx);
             });
         });
+    }
+
+    /// The gradient of the input by filters that are turned, of that of the output or of its `rows` as operands.
+    fn convolve_gradients<T: Element>(
+        &self,
+        turned: &Filter,
+        packed: &PackedFilters<T>,
+        rows: Option<&[T]>,
+        dx: &mut [f32],
+    ) {
+        let maps = [self.filter.output(&self.maps)];
+        let convolution = Convolution { maps: &maps, filter: turned, packed, phase: BACKWARD_ROWS };
+        match rows {
+            Some(rows) => convolution.store(rows, None, dx),
+            None => convolution.store(self.dy, None, dx),
+        }
     }
 }
 
@@ -440,7 +496,7 @@ impl Band<'_> {
 mod tests {
     use super::*;
     use crate::batch_norm::Statistics;
-    use crate::element::Bf16;
+    use crate::element::{self, Bf16};
     use crate::isa::tests::under_each;
     use crate::maps::tests::meetings;
     use crate::testing::{assert_near_for, normal, rounded, wide};
@@ -493,12 +549,14 @@ mod tests {
             assert_near_for(&what, found, &expected[i], &sizes[i], within);
         };
 
-        near(0, "y", &forward(&x, maps, filter, None, &pack::<T>(filter, &weight, Some(&bias))));
-        let without = forward(&x, maps, filter, None, &pack::<T>(filter, &weight, None));
+        let packed = pack::<T>(filter, &weight, Some(&bias));
+        near(0, "y", &forward::<T, f32, f32>(&x, maps, filter, None, &packed));
+        let packed = pack::<T>(filter, &weight, None);
+        let without = forward::<T, f32, f32>(&x, maps, filter, None, &packed);
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
-        let found = backward::<T>(&x, maps, filter, None, &weight, &dy, true);
-        let without = backward::<T>(&x, maps, filter, None, &weight, &dy, false);
+        let found = backward::<T, f32>(&x, maps, filter, None, &weight, &dy, true);
+        let without = backward::<T, f32>(&x, maps, filter, None, &weight, &dy, false);
         assert_eq!((&found.weight, &found.bias), (&without.weight, &without.bias));
         assert!(without.x.is_none());
         near(1, "dx", &found.x.unwrap());
@@ -526,14 +584,40 @@ mod tests {
         }
         let weight = normal(filter.values() * outputs, 2);
         let packed = pack::<T>(filter, &weight, None);
-        let y = forward(&x, maps, filter, Some(&norms), &packed);
-        assert_eq!(y, forward(&apart, maps, filter, None, &packed));
+        let y = forward::<T, f32, f32>(&x, maps, filter, Some(&norms), &packed);
+        assert!(y[..] == forward::<T, f32, f32>(&apart, maps, filter, None, &packed)[..]);
+        check_stored(&x, maps, filter, &norms, &weight);
         check_ends::<T, f32>(&apart, maps, filter, &packed, &y);
         check_ends::<T, Bf16>(&apart, maps, filter, &packed, &y);
         let dy = normal(y.len(), 4);
-        let found = backward::<T>(&x, maps, filter, Some(&norms), &weight, &dy, true);
-        let expected = backward::<T>(&apart, maps, filter, None, &weight, &dy, true);
+        let found = backward::<T, f32>(&x, maps, filter, Some(&norms), &weight, &dy, true);
+        let expected = backward::<T, f32>(&apart, maps, filter, None, &weight, &dy, true);
         assert_eq!((found.x, found.weight), (expected.x, expected.weight));
+    }
+
+    /// Maps in bf16 give what their values give in f32, with and without a norm before the convolution, and
+    /// results in bf16 are those in f32, rounded.
+    fn check_stored(
+        x: &[f32],
+        maps: &[Maps],
+        filter: &Filter,
+        norms: &[Normalization],
+        weight: &[f32],
+    ) {
+        let x = element::rounded(x);
+        let wide = element::widened(&x);
+        let packed = pack::<Bf16>(filter, weight, None);
+        for norms in [None, Some(norms)] {
+            let expected = forward::<Bf16, f32, f32>(&wide, maps, filter, norms, &packed);
+            let found = forward::<Bf16, Bf16, f32>(&x, maps, filter, norms, &packed);
+            assert!(found[..] == expected[..]);
+            let found = forward::<Bf16, Bf16, Bf16>(&x, maps, filter, norms, &packed);
+            assert!(found[..] == element::rounded(&expected)[..]);
+            let dy = normal(expected.len(), 4);
+            let found = backward::<Bf16, Bf16>(&x, maps, filter, norms, weight, &dy, true);
+            let expected = backward::<Bf16, f32>(&wide, maps, filter, norms, weight, &dy, true);
+            assert_eq!((found.x, found.weight), (expected.x, expected.weight));
+        }
     }
 
     /// The norm after a convolution that gives `y`, with what may end it, gives what they give apart, of maps

@@ -13,6 +13,16 @@ dispatch! {
         simd::update(to, from, f);
     }
 
+    /// The same with values of another type: `to = f(to, x, from)`.
+    pub(crate) fn update_by<const N: usize, X: Element, U: Element>(
+        to: &mut [U],
+        x: &[X],
+        from: [&[f32]; N],
+        f: impl Fn(f32, f32, [f32; N]) -> f32,
+    ) {
+        simd::update_by(to, x, from, f);
+    }
+
     /// `sum(term(a, b))` over two slices of equal length.
     pub(crate) fn sum_pairs<T: Element>(
         a: &[T],

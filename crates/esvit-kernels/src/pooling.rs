@@ -14,11 +14,11 @@ use crate::simd::dispatch;
 ///
 /// # Panics
 /// When lengths do not match, the filter has more than 256 places, or the margin is as wide as it.
-pub fn max_pool(x: &[f32], maps: &[Maps], filter: &Filter) -> (Vec<f32>, Vec<u8>) {
+pub fn max_pool<T: Element>(x: &[T], maps: &[Maps], filter: &Filter) -> (Buffer<T>, Vec<u8>) {
     assert!(filter.side * filter.side <= 256, "a place is a byte");
     assert!(filter.padding < filter.side, "every position meets the map");
     let channels = filter.channels;
-    let mut y = buffer::uninit(filter.positions_of_all(maps) * channels);
+    let mut y = Buffer::<T>::uninit(filter.positions_of_all(maps) * channels);
     let mut places = vec![0; y.len()];
     let (mut x, mut y_rest, mut places_rest) = (x, &mut y[..], &mut places[..]);
     for maps in maps {
@@ -97,9 +97,9 @@ pub fn largest<T: Element>(mut x: &[T], maps: &[Maps], filter: &Filter) -> Buffe
 
 dispatch! {
     /// Replaces what is smaller, and its place.
-    fn take_larger(values: &[f32], tap: u8, largest: &mut [f32], places: &mut [u8]) {
+    fn take_larger<T: Element>(values: &[T], tap: u8, largest: &mut [T], places: &mut [u8]) {
         for ((largest, place), &value) in largest.iter_mut().zip(places).zip(values) {
-            if value > *largest || value.is_nan() {
+            if value.to_f32() > largest.to_f32() || value.to_f32().is_nan() {
                 *largest = value;
                 *place = tap;
             }
@@ -149,7 +149,7 @@ pub fn max_pool_backward(dy: &[f32], places: &[u8], maps: &[Maps], filter: &Filt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::rounded;
+    use crate::element::{rounded, widened};
     use crate::isa::tests::under_each;
     use crate::maps::tests::meetings;
     use crate::testing::{assert_near, normal, wide};
@@ -182,7 +182,11 @@ mod tests {
         best.iter().zip(wide(&dy)).for_each(|(&best, dy)| expected_dx[best] += dy);
         under_each(|_| {
             let (y, places) = max_pool(&x, maps, filter);
-            assert_eq!(y, expected, "{maps:?} {filter:?}");
+            assert_eq!(y[..], expected, "{maps:?} {filter:?}");
+            let (stored, of_stored) = max_pool(&rounded(&x), maps, filter);
+            assert_eq!(stored[..], rounded(&expected)[..]);
+            let (_, of_rounded) = max_pool(&widened(&rounded(&x)), maps, filter);
+            assert_eq!(of_stored, of_rounded);
             assert_eq!(largest(&x, maps, filter)[..], expected, "{maps:?} {filter:?}");
             assert_eq!(largest(&rounded(&x), maps, filter)[..], rounded(&expected)[..]);
             let dx = max_pool_backward(&dy, &places, maps, filter);
@@ -219,6 +223,6 @@ mod tests {
         // Nothing but negative infinity.
         assert_eq!(largest(&[f32::NEG_INFINITY; 8], &maps, &filter)[..], [f32::NEG_INFINITY; 2]);
         let (y, places) = max_pool(&[f32::NEG_INFINITY; 8], &maps, &filter);
-        assert_eq!((y, places), (vec![f32::NEG_INFINITY; 2], vec![0, 0]));
+        assert_eq!((&y[..], places), (&[f32::NEG_INFINITY; 2][..], vec![0, 0]));
     }
 }

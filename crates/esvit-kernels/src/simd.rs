@@ -84,6 +84,24 @@ pub(crate) fn update<const N: usize, T: Element, U: Element>(
     }
 }
 
+/// The same with values of another type: `to = f(to, x, from)`.
+#[inline(always)]
+pub(crate) fn update_by<const N: usize, X: Element, U: Element>(
+    to: &mut [U],
+    x: &[X],
+    from: [&[f32]; N],
+    f: impl Fn(f32, f32, [f32; N]) -> f32,
+) {
+    let (x, from) = (&x[..to.len()], from.map(|row| &row[..to.len()]));
+    for i in 0..to.len() {
+        let mut values = [0.0; N];
+        for (value, row) in values.iter_mut().zip(from) {
+            *value = row[i];
+        }
+        to[i] = U::from_f32(f(to[i].to_f32(), x[i].to_f32(), values));
+    }
+}
+
 /// `sum(term(v))` in [`LANES`] accumulators. Chunks of constant length need no bounds checks, which
 /// would prevent vectorization.
 #[inline(always)]

@@ -288,8 +288,10 @@ fn batch_norm_relu_convolution() {
         let convolved = |v: &[Tensor], precision: Precision| {
             let (x, compute) = (x(v), Compute { precision, ..Compute::default() });
             let norm = norm_of(v, &x, &runs, is_fixed);
-            let weight = weight(v);
-            flat(ops::batch_norm_relu_convolution(x, norm, &segments, weight, moves, compute).0)
+            let (y, _) =
+                ops::batch_norm_relu_convolution(x, norm, &segments, weight(v), moves, compute);
+            // Stored in the precision.
+            flat(y.to_dtype(Dtype::F32))
         };
         let composed = |v: &[Tensor]| {
             let y = composed_norm(v, x(v), &runs, is_fixed).relu();
@@ -303,6 +305,67 @@ fn batch_norm_relu_convolution() {
             let tape = Tape::new();
             let leaves = data.clone().map(|v| tape.watch(Tensor::from_vec(v, &Device::Cpu)));
             let y = convolved(&leaves, precision);
+            let projection = Tensor::from_vec(hashed(7000, y.numel()), &Device::Cpu);
+            let gradients = tape.backward(&(y.clone() * projection).sum());
+            let of = |leaf: &Tensor| gradients.of(leaf).unwrap().to_vec();
+            [vec![y.to_vec()], leaves.iter().map(of).collect()].concat()
+        };
+        let [exact, rounded] = [Precision::F32, Precision::Bf16].map(gradients);
+        for (found, expected) in rounded.iter().zip(&exact) {
+            assert_alike(&format!("{what}, bf16"), found, expected, 0.05);
+            assert_ne!(found, expected);
+        }
+    }
+}
+
+/// A residual block whose maps are stored in the precision, with what it may have in a shortcut: in bf16
+/// results and gradients are near those in f32, which are those of operations one by one.
+#[test]
+fn a_block_of_stored_maps() {
+    let segments = [Segment::new(2, [3, 4]), Segment::new(1, [4, 2])];
+    let (rows, runs, channels) = (32, [24, 8], 4);
+    let data = [
+        hashed_times(1, rows * channels, 2.0),
+        hashed(2, channels),
+        hashed(3, channels),
+        hashed(6, channels * channels * 9),
+        hashed(7, channels * channels),
+    ];
+    let weights = |v: &[Tensor]| {
+        let of = |at: usize, side| v[at].clone().reshape([channels, channels, side, side]);
+        [of(3, 3), of(4, 1)]
+    };
+    let x = |v: &[Tensor]| v[0].clone().reshape([rows, channels]);
+    let block = |v: &[Tensor], precision: Precision, has_norm: bool| {
+        let compute = || Compute { precision, ..Compute::default() };
+        let [first, second] = weights(v);
+        let (y, _) = ops::convolution_before_norm(x(v), &segments, first, [1, 1], compute());
+        let stored = if precision == Precision::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+        assert_eq!(y.dtype(), stored);
+        let norm = norm_of(v, &y, &runs, false);
+        let shortcut = if has_norm { norm.clone().forward(y.clone(), precision) } else { x(v) };
+        let (y, _) =
+            ops::batch_norm_relu_convolution(y, norm, &segments, second, [1, 0], compute());
+        let norm = norm_of(v, &y, &runs, false);
+        let y = ops::batch_norm_relu(y, norm, Some(shortcut), precision);
+        assert_eq!(y.dtype(), stored);
+        flat(y.to_dtype(Dtype::F32))
+    };
+    for has_norm in [false, true] {
+        let composed = |v: &[Tensor]| {
+            let [first, second] = weights(v);
+            let y = composed::convolution(x(v), &segments, first, None, [1, 1]);
+            let y = composed_norm(v, y, &runs, false);
+            let shortcut = if has_norm { y.clone() } else { x(v) };
+            let y = composed::convolution(y.relu(), &segments, second, None, [1, 0]);
+            flat((composed_norm(v, y, &runs, false) + shortcut).relu())
+        };
+        let what = format!("a norm in the shortcut: {has_norm}");
+        check_composed(&what, &data, |v| block(v, Precision::F32, has_norm), composed);
+        let gradients = |precision: Precision| -> Vec<Vec<f32>> {
+            let tape = Tape::new();
+            let leaves = data.clone().map(|v| tape.watch(Tensor::from_vec(v, &Device::Cpu)));
+            let y = block(&leaves, precision, has_norm);
             let projection = Tensor::from_vec(hashed(7000, y.numel()), &Device::Cpu);
             let gradients = tape.backward(&(y.clone() * projection).sum());
             let of = |leaf: &Tensor| gradients.of(leaf).unwrap().to_vec();

@@ -49,7 +49,11 @@ pub(super) struct PaddedMaps<'a, T: Element> {
 }
 
 impl<'a, T: Element> PaddedMaps<'a, T> {
-    pub(super) fn new(operand: &Operand<'_, T>, maps: &Maps, filter: &'a Filter) -> Self {
+    pub(super) fn new<I: Element>(
+        operand: &Operand<'_, T, I>,
+        maps: &Maps,
+        filter: &'a Filter,
+    ) -> Self {
         let ([height, width], margin) = (maps.size, filter.padding);
         let size = maps.size.map(|side| side + 2 * margin);
         let [lines, line] = [size[0], size[1] * filter.channels];

@@ -69,6 +69,22 @@ impl Conv {
         TokenMaps { rows, segments }
     }
 
+    /// The results for a norm, which are stored in the precision, as the maps may be: also where something learns.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`], and when the convolution has a bias.
+    pub fn forward_to_norm(&self, params: &Params, maps: TokenMaps, ctx: &ForwardCtx) -> TokenMaps {
+        assert!(self.bias.is_none(), "a convolution without bias");
+        let (rows, segments) = ops::convolution_before_norm(
+            maps.rows,
+            &maps.segments,
+            params.tensor(self.weight),
+            [self.stride, self.padding],
+            ctx.compute(params.packing(self.weight)),
+        );
+        TokenMaps { rows, segments }
+    }
+
     /// The convolution, `norm` after it by given statistics, and `end`: maps in the precision, as they may
     /// come in, where nothing learns.
     ///

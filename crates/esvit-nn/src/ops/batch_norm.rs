@@ -3,12 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use esvit_kernels::batch_norm::{Normalization, ReluMask, Statistics};
-use esvit_kernels::buffer;
+use esvit_kernels::batch_norm::{Gate, Normalization, Statistics};
+use esvit_kernels::buffer::{self, Buffer};
+use esvit_kernels::element::Element;
 
 use super::cpu::{gradients, made, made_like, values, values_mut};
 use super::prelude::*;
 use crate::collective::Collective;
+use crate::tensor::Dtype;
 
 /// Batch normalization of `x [rows, C]` with the statistics of these rows, those of all processes
 /// together (PyTorch's `SyncBatchNorm`), each of which has as many; `gamma`, `beta` are `[C]`.
@@ -51,7 +53,7 @@ pub fn fixed_batch_norm(
 }
 
 /// `relu(norm(x))` of rows `x [rows, C]`, or with a `shortcut` of the same shape `relu(norm(x) +
-/// shortcut)`. Rows are saved in `precision`.
+/// shortcut)`, as which it is stored: in f32, or like `x` in bf16. Rows are saved in `precision`.
 pub fn batch_norm_relu(
     x: Tensor,
     norm: BatchNormValues,
@@ -59,6 +61,7 @@ pub fn batch_norm_relu(
     precision: Precision,
 ) -> Tensor {
     let BatchNormValues { norm, parameters } = norm;
+    let shortcut = shortcut.map(|shortcut| shortcut.to_dtype(x.dtype()));
     let has_shortcut = shortcut.is_some();
     let inputs: Vec<Tensor> = [x].into_iter().chain(parameters).chain(shortcut).collect();
     apply(BatchNormRelu { norm, has_shortcut, precision }, inputs)
@@ -98,7 +101,7 @@ impl BatchNormValues {
         Self { norm, parameters: vec![gamma, beta, mean, variance] }
     }
 
-    /// The normalized rows of `x [rows, C]`, which are saved in `precision`.
+    /// The normalized rows of `x [rows, C]`, in its type, which are saved in `precision`.
     pub fn forward(self, x: Tensor, precision: Precision) -> Tensor {
         let inputs: Vec<Tensor> = [x].into_iter().chain(self.parameters).collect();
         apply(BatchNorm { norm: self.norm, precision }, inputs)
@@ -106,7 +109,7 @@ impl BatchNormValues {
 }
 
 /// The rows of every run.
-fn split<'a>(mut x: &'a [f32], runs: &[usize], channels: usize) -> Vec<&'a [f32]> {
+fn split<'a, T>(mut x: &'a [T], runs: &[usize], channels: usize) -> Vec<&'a [T]> {
     let parts = runs.iter().map(|rows| {
         let (own, rest) = x.split_at(rows * channels);
         x = rest;
@@ -116,7 +119,7 @@ fn split<'a>(mut x: &'a [f32], runs: &[usize], channels: usize) -> Vec<&'a [f32]
 }
 
 /// The same of mutable rows.
-fn split_mut<'a>(mut x: &'a mut [f32], runs: &[usize], channels: usize) -> Vec<&'a mut [f32]> {
+fn split_mut<'a, T>(mut x: &'a mut [T], runs: &[usize], channels: usize) -> Vec<&'a mut [T]> {
     let parts = runs.iter().map(|rows| {
         let (own, rest) = std::mem::take(&mut x).split_at_mut(rows * channels);
         x = rest;
@@ -138,14 +141,20 @@ impl Operation for RunStatistics {
         inputs[0].with(0, 2 * self.runs.len())
     }
 
+    fn dtype(&self, _: Dtype) -> Dtype {
+        Dtype::F32
+    }
+
     fn forward(&self, inputs: Vec<Tensor>, _: bool) -> (Tensor, Option<Saved>) {
         let channels = inputs[0].shape()[1];
         let mut all = Vec::with_capacity(2 * self.runs.len() * channels);
-        for rows in split(values(&inputs[0]), &self.runs, channels) {
-            let Statistics { mean, variance } = Statistics::of(rows, channels);
-            all.extend(mean);
-            all.extend(variance);
-        }
+        with_stored!(inputs[0], x: T => {
+            for rows in split::<T>(x, &self.runs, channels) {
+                let Statistics { mean, variance } = Statistics::of(rows, channels);
+                all.extend(mean);
+                all.extend(variance);
+            }
+        });
         let own = made(all, [2 * self.runs.len(), channels]);
         if self.collective.world() == 1 {
             return (own, None);
@@ -232,22 +241,28 @@ impl Norm {
         norms
     }
 
-    /// Makes the gradient of `x [rows, C]` of that of what the norm gives, `dy`, or ReLU after it;
-    /// returns those of `gamma` and `beta`.
-    pub(super) fn backward(
+    /// Makes the gradient of `x [rows, C]` of that of the norm's output, or of the result of a ReLU behind
+    /// it, `dy`; with `dx` it goes there, and `dy` becomes that of a shortcut. Returns those of `gamma` and
+    /// `beta`.
+    pub(super) fn backward<T: Element>(
         &self,
-        x: &[f32],
+        x: &[T],
         inputs: &[Tensor],
-        has_relu: bool,
+        gate: Gate<'_, T>,
         dy: &mut [f32],
+        dx: Option<&mut [f32]>,
     ) -> [Vec<f32>; 2] {
         let (norms, width) = (self.of_runs(inputs), inputs[0].numel());
         let runs = self.runs(x.len() / width);
-        let parts = split(x, &runs, width).into_iter().zip(&norms);
+        let rows = split(x, &runs, width);
+        let gates: Vec<Gate<'_, T>> = match gate {
+            Gate::Results(all) => split(all, &runs, width).into_iter().map(Gate::Results).collect(),
+            gate => vec![gate; runs.len()],
+        };
         // Those of `gamma` and `beta` by run, `[2 * runs, C]`.
+        let parts = rows.iter().zip(&gates).zip(split(&*dy, &runs, width)).zip(&norms);
         let own: Vec<f32> = parts
-            .zip(split_mut(dy, &runs, width))
-            .flat_map(|((x, norm), dy)| norm.backward_affine(x, has_relu, dy).concat())
+            .flat_map(|(((x, gate), dy), norm)| norm.backward_affine(x, *gate, dy).concat())
             .collect();
         let mut affine = [vec![0.0; width], vec![0.0; width]];
         for run in own.chunks_exact(2 * width) {
@@ -255,20 +270,25 @@ impl Norm {
                 sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             }
         }
-        let Some(Batch { collective, .. }) = &self.batch else {
-            norms[0].backward_fixed(dy);
-            return affine;
+        // The statistics of a batch depend on the rows of all processes; their gradients of `gamma` and
+        // `beta` are added later, with those of all parameters. Given ones depend on none.
+        let (world, sums) = match &self.batch {
+            None => (1, vec![0.0; own.len()]),
+            Some(Batch { collective, .. }) if collective.world() > 1 => {
+                let sums = collective.all_reduce(made(own, [2 * runs.len(), width]));
+                (collective.world(), values(&sums).to_vec())
+            }
+            Some(_) => (1, own),
         };
-        // The statistics depend on the rows of all processes; their gradients of `gamma` and `beta`
-        // are added later, with those of all parameters.
-        let world = collective.world();
-        let sums = match world {
-            1 => own,
-            _ => values(&collective.all_reduce(made(own, [2 * runs.len(), width]))).to_vec(),
+        let mut apart: Vec<Option<&mut [f32]>> = match dx {
+            Some(dx) => split_mut(dx, &runs, width).into_iter().map(Some).collect(),
+            None => runs.iter().map(|_| None).collect(),
         };
-        let parts = split(x, &runs, width).into_iter().zip(split_mut(dy, &runs, width));
-        for ((norm, (x, dy)), sums) in norms.iter().zip(parts).zip(sums.chunks_exact(2 * width)) {
-            norm.backward_input(x, sums.split_at(width).into(), world * x.len() / width, dy);
+        let parts = rows.into_iter().zip(gates).zip(split_mut(dy, &runs, width));
+        let parts = parts.zip(&mut apart).zip(norms.iter().zip(sums.chunks_exact(2 * width)));
+        for ((((x, gate), dy), dx), (norm, sums)) in parts {
+            let (sums, rows) = (sums.split_at(width).into(), world * x.len() / width);
+            norm.backward_input(x, gate, sums, rows, dy, dx.take());
         }
         affine
     }
@@ -309,20 +329,25 @@ impl Operation for BatchNorm {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let (x, width) = (values(&inputs[0]), inputs[1].numel());
-        let runs = self.norm.runs(x.len() / width);
-        let mut y = buffer::uninit(x.len());
-        let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
-        for ((x, y), norm) in parts.zip(self.norm.of_runs(&inputs[1..])) {
-            norm.forward(x, y);
-        }
-        let y = made_like(y, &inputs[0]);
+        let (shape, width) = (inputs[0].shape(), inputs[1].numel());
+        let runs = self.norm.runs(shape.numel() / width);
+        let y = with_stored!(inputs[0], x: T => {
+            let mut y = Buffer::<T>::uninit(x.len());
+            let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
+            for ((x, y), norm) in parts.zip(self.norm.of_runs(&inputs[1..])) {
+                norm.forward(x, y);
+            }
+            Tensor::of_memory::<T>(y, shape)
+        });
         (y, save.then(|| Saved::new(self.precision.save(inputs.swap_remove(0)))))
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, mut dx) = (pass.saved.take::<SavedRows>().restored(), pass.gradient);
-        let affine = self.norm.backward(values(&x), pass.parameters, false, values_mut(&mut dx));
+        let (x, mut dx) = (pass.saved.take::<SavedRows>().stored(), pass.gradient);
+        let dy = values_mut(&mut dx);
+        let affine = with_stored!(x, x: T => {
+            self.norm.backward::<T>(x, pass.parameters, Gate::Open, dy, None)
+        });
         gradients(Some(dx), affine, pass.parameters)
     }
 }
@@ -347,12 +372,9 @@ impl Operation for BatchNormRelu {
         self.of_norm().contains(&input)
     }
 
+    /// Its own result, by which ReLU is undone where there is a shortcut, is that of the next operation to save.
     fn cost(&self, inputs: &[Shape]) -> Cost {
-        let values = inputs[0].numel();
-        let Cost { saved_bytes, .. } = Cost::default().saving(values, self.precision);
-        // A bit of every value.
-        let mask_bytes = if self.has_shortcut { values as f64 / 8.0 } else { 0.0 };
-        Cost { saved_bytes: saved_bytes + mask_bytes, ..Cost::default() }
+        Cost::default().saving(inputs[0].numel(), self.precision)
     }
 
     fn onnx(&self, nodes: &mut Nodes<'_>) -> Option<String> {
@@ -366,40 +388,46 @@ impl Operation for BatchNormRelu {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let (x, width) = (values(&inputs[0]), inputs[1].numel());
-        let runs = self.norm.runs(x.len() / width);
+        let (shape, width) = (inputs[0].shape(), inputs[1].numel());
+        let runs = self.norm.runs(shape.numel() / width);
         let norms = self.norm.of_runs(&inputs[self.of_norm()]);
-        let mut y = buffer::uninit(x.len());
-        let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
-        if self.has_shortcut {
-            let shortcut = split(values(&inputs[self.of_norm().end]), &runs, width);
-            for (((x, y), shortcut), norm) in parts.zip(shortcut).zip(norms) {
-                norm.relu_with_shortcut(x, shortcut, y);
+        let y = with_stored!(inputs[0], x: T => {
+            let mut y = Buffer::<T>::uninit(x.len());
+            let parts = split(x, &runs, width).into_iter().zip(split_mut(&mut y, &runs, width));
+            if self.has_shortcut {
+                let shortcut = split(inputs[self.of_norm().end].values::<T>(), &runs, width);
+                for (((x, y), shortcut), norm) in parts.zip(shortcut).zip(norms) {
+                    norm.relu_with_shortcut(x, shortcut, y);
+                }
+            } else {
+                parts.zip(norms).for_each(|((x, y), norm)| norm.relu(x, y));
             }
-        } else {
-            parts.zip(norms).for_each(|((x, y), norm)| norm.relu(x, y));
-        }
-        let y = made_like(y, &inputs[0]);
+            Tensor::of_memory::<T>(y, shape)
+        });
         let saved = save.then(|| {
-            let mask = self.has_shortcut.then(|| ReluMask::of(values(&y)));
-            Saved::new((self.precision.save(inputs.swap_remove(0)), mask))
+            let results = self.has_shortcut.then(|| self.precision.save(y.clone()));
+            Saved::new((self.precision.save(inputs.swap_remove(0)), results))
         });
         (y, saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, mask): (SavedRows, Option<ReluMask>) = pass.saved.take();
-        let (x, mut dx) = (x.restored(), pass.gradient);
-        if let Some(mask) = &mask {
-            mask.backward(values_mut(&mut dx));
-        }
-        let shortcut = mask.map(|_| dx.clone());
+        let (x, results): (SavedRows, Option<SavedRows>) = pass.saved.take();
+        let (x, results, mut dy) = (x.stored(), results.map(SavedRows::stored), pass.gradient);
         let parameters = &pass.parameters[..self.norm.inputs()];
-        let has_relu = shortcut.is_none();
-        let affine = self.norm.backward(values(&x), parameters, has_relu, values_mut(&mut dx));
+        let mut apart = results.as_ref().map(|_| buffer::uninit(dy.numel()));
+        let affine = with_stored!(x, x: T => {
+            let gate = results.as_ref().map_or(Gate::Norm, |y| Gate::Results(y.values::<T>()));
+            let dx = apart.as_deref_mut();
+            self.norm.backward(x, parameters, gate, values_mut(&mut dy), dx)
+        });
+        let (dx, shortcut) = match apart {
+            Some(dx) => (made_like(dx, &dy), Some(Some(dy))),
+            None => (dy, None),
+        };
         let mut found = gradients(Some(dx), affine, parameters);
         found.resize(1 + self.norm.inputs(), None);
-        found.extend(shortcut.map(Some));
+        found.extend(shortcut);
         found
     }
 }

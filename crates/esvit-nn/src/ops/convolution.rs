@@ -1,6 +1,6 @@
 //! Convolution and max pooling over maps of tokens.
 
-use esvit_kernels::batch_norm::{End, Normalization};
+use esvit_kernels::batch_norm::{End, Gate, Normalization};
 use esvit_kernels::buffer::Buffer;
 use esvit_kernels::convolution::{self, Gradients};
 use esvit_kernels::element::{self, Bf16, Bf16x3};
@@ -35,11 +35,32 @@ pub fn convolution(
     let filter = Filter { channels, side, stride, padding };
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(bias).collect();
-    (apply(Convolution { maps, filter, norm: None, compute }, in_f32_to_learn(inputs)), moved)
+    let operation = Convolution { maps, filter, norm: None, is_stored: false, compute };
+    (apply(operation, in_f32_to_learn(inputs)), moved)
 }
 
-/// The same without bias of maps that are normalized and go through ReLU first: `convolution(
-/// relu(norm(x)))`. What these give is not saved. With statistics of runs the runs are the segments.
+/// The same without bias, whose results a norm takes: they are stored in the precision, as the maps may be,
+/// also where something learns. Gradients are in f32.
+///
+/// # Panics
+/// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
+pub fn convolution_before_norm(
+    x: Tensor,
+    segments: &[Segment],
+    weight: Tensor,
+    [stride, padding]: [usize; 2],
+    compute: Compute,
+) -> (Tensor, Vec<Segment>) {
+    let [_, channels, side, across] = weight.dims();
+    assert_eq!(side, across, "a square filter");
+    let filter = Filter { channels, side, stride, padding };
+    let (maps, moved) = moved(segments, &filter, "a convolution");
+    let operation = Convolution { maps, filter, norm: None, is_stored: true, compute };
+    (apply(operation, [x, weight]), moved)
+}
+
+/// The same of maps that are normalized and go through ReLU first: `convolution(relu(norm(x)))`. What these
+/// give is not saved. With statistics of runs the runs are the segments.
 ///
 /// # Panics
 /// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
@@ -57,7 +78,8 @@ pub fn batch_norm_relu_convolution(
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let BatchNormValues { norm, parameters } = norm;
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(parameters).collect();
-    (apply(Convolution { maps, filter, norm: Some(norm), compute }, inputs), moved)
+    let operation = Convolution { maps, filter, norm: Some(norm), is_stored: true, compute };
+    (apply(operation, inputs), moved)
 }
 
 /// What comes after a convolution and its norm.
@@ -161,10 +183,31 @@ struct Convolution {
     maps: Vec<Maps>,
     filter: Filter,
     norm: Option<Norm>,
+    /// Whether results are stored in the precision.
+    is_stored: bool,
     compute: Compute,
 }
 
 impl Convolution {
+    /// The results in `O`, of products in `T`.
+    fn results<T, O>(&self, inputs: &[Tensor]) -> Tensor
+    where
+        T: element::Element,
+        O: element::Element + Element<Memory = Buffer<O>>,
+    {
+        let Self { maps, filter, norm, compute, .. } = self;
+        let weight = values(&inputs[1]);
+        let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
+        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
+        let packed =
+            compute.packing.get(compute.precision, || convolution::pack::<T>(filter, weight, bias));
+        let y: Buffer<O> = with_stored!(inputs[0], x: I => {
+            convolution::forward::<T, I, O>(x, maps, filter, norms.as_deref(), &packed)
+        });
+        let shape = [y.len() / outputs, outputs];
+        Tensor::of_memory::<O>(y, shape)
+    }
+
     /// The norm of every size of maps, with inputs `x`, `weight` and so on.
     fn norms(&self, of_norm: &[Tensor]) -> Option<Vec<Normalization>> {
         self.norm.as_ref().map(|norm| norm.of_maps(of_norm, self.maps.len()))
@@ -176,6 +219,10 @@ impl Operation for Convolution {
         let [_, channels] = inputs[0].dims();
         assert_eq!(channels, self.filter.channels, "channels of maps and filters");
         [self.filter.positions_of_all(&self.maps), inputs[1][0]].into()
+    }
+
+    fn dtype(&self, _: Dtype) -> Dtype {
+        if self.is_stored { self.compute.precision.dtype() } else { Dtype::F32 }
     }
 
     fn cost(&self, inputs: &[Shape]) -> Cost {
@@ -202,36 +249,25 @@ impl Operation for Convolution {
     }
 
     fn forward(&self, mut inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
-        let Self { maps, filter, norm, compute } = self;
-        let (x, weight) = (&inputs[0], values(&inputs[1]));
-        let bias = inputs.get(2).filter(|_| norm.is_none()).map(values);
-        let (norms, outputs) = (self.norms(&inputs[2..]), inputs[1].shape()[0]);
-        let y = with_element!(compute.precision, T => {
-            let packed = compute.packing.get(compute.precision, || {
-                convolution::pack::<T>(filter, weight, bias)
-            });
-            match x.dtype() {
-                Dtype::Bf16 => {
-                    convolution::forward::<T, Bf16>(x.values(), maps, filter, None, &packed)
-                }
-                _ => convolution::forward(values(x), maps, filter, norms.as_deref(), &packed),
-            }
-        });
-        let shape = [y.len() / outputs, outputs];
-        let y = made(y, shape);
+        let y = match (self.compute.precision, self.is_stored) {
+            (Precision::Bf16, true) => self.results::<Bf16, Bf16>(&inputs),
+            (precision, _) => with_element!(precision, T => self.results::<T, f32>(&inputs)),
+        };
         let saved = save.then(|| Saved::new(self.compute.precision.save(inputs.swap_remove(0))));
         (y, saved)
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let x = pass.saved.take::<SavedRows>().restored();
+        let x = pass.saved.take::<SavedRows>().stored();
         let (weight, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
         let of_norm = &pass.parameters[1..];
         let norms = self.norms(of_norm);
+        let input = pass.wanted[0] || norms.is_some();
         let Gradients { x: dx, weight, bias } = with_element!(self.compute.precision, T => {
-            let input = pass.wanted[0] || norms.is_some();
-            let (x, norms) = (values(&x), norms.as_deref());
-            convolution::backward::<T>(x, &self.maps, &self.filter, norms, weight, dy, input)
+            let norms = norms.as_deref();
+            with_stored!(x, x: I => {
+                convolution::backward::<T, I>(x, &self.maps, &self.filter, norms, weight, dy, input)
+            })
         });
         let Some(norm) = &self.norm else {
             let dx = dx.map(|dx| made_like(dx, &x));
@@ -239,7 +275,9 @@ impl Operation for Convolution {
             return gradients(dx, [weight, bias], pass.parameters);
         };
         let mut dx = dx.expect("asked for");
-        let affine = norm.backward(values(&x), of_norm, true, &mut dx);
+        let affine = with_stored!(x, x: I => {
+            norm.backward::<I>(x, of_norm, Gate::Norm, &mut dx, None)
+        });
         let mut found = gradients(Some(made_like(dx, &x)), [weight], pass.parameters);
         let affine = affine.into_iter().zip(of_norm);
         found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
@@ -348,21 +386,13 @@ impl Operation for MaxPool {
     fn forward(&self, inputs: Vec<Tensor>, save: bool) -> (Tensor, Option<Saved>) {
         let Self { maps, filter } = self;
         let shape = [filter.positions_of_all(maps), filter.channels];
-        if save {
-            let (y, places) = pooling::max_pool(values(&inputs[0]), maps, filter);
-            return (made(y, shape), Some(Saved::new(places)));
-        }
-        let y = match inputs[0].dtype() {
-            Dtype::Bf16 => {
-                let x: &[Bf16] = inputs[0].values();
-                Tensor::of_memory::<Bf16>(pooling::largest(x, maps, filter), shape)
+        with_stored!(inputs[0], x: T => {
+            if save {
+                let (y, places) = pooling::max_pool(x, maps, filter);
+                return (Tensor::of_memory::<T>(y, shape), Some(Saved::new(places)));
             }
-            _ => {
-                let y = pooling::largest(values(&inputs[0]), maps, filter);
-                Tensor::of_memory::<f32>(y, shape)
-            }
-        };
-        (y, None)
+            (Tensor::of_memory::<T>(pooling::largest(x, maps, filter), shape), None)
+        })
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {

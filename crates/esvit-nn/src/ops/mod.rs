@@ -39,7 +39,8 @@ pub use batch_norm::{
 pub use colors::{embed_colors, nearest_colors};
 pub use contrast::info_nce;
 pub use convolution::{
-    Filter, NormEnd, batch_norm_relu_convolution, convolution, convolution_batch_norm, max_pool,
+    Filter, NormEnd, batch_norm_relu_convolution, convolution, convolution_batch_norm,
+    convolution_before_norm, max_pool,
 };
 pub(crate) use cross_attention::later_keys;
 pub use cross_attention::{causal_attention, cross_attention};

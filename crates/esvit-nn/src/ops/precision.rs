@@ -2,19 +2,19 @@
 
 use std::any::Any;
 
-use esvit_kernels::buffer::{Buffer, recycle, uninit};
-use esvit_kernels::element::{Bf16, rounded, widened};
+use esvit_kernels::buffer::{recycle, uninit};
+use esvit_kernels::element::{Bf16, rounded};
 use esvit_kernels::isa;
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{made, values, values_mut};
+use super::cpu::{values, values_mut};
 use super::{AutoChoice, Packing};
 use crate::tape::Saved;
-use crate::tensor::{Dtype, Shape, Tensor};
+use crate::tensor::{Dtype, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
-/// everything between operations are f32, but where nothing learns for what lies between some of them, such as
-/// the maps of a ResNet and queries, keys and values, which are stored as operands are.
+/// everything between operations are f32, but for the maps of a ResNet, whose gradients are, and where nothing
+/// learns for what lies between some others, such as queries, keys and values: those are stored as operands are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -39,9 +39,11 @@ impl Precision {
 
     /// Keeps rows for the backward pass.
     pub(super) fn save(self, x: Tensor) -> SavedRows {
-        match self {
-            Self::F32 | Self::Bf16x3 => SavedRows::F32(x),
-            Self::Bf16 => SavedRows::Bf16(rounded(values(&x)), x.shape()),
+        match (self, x.dtype()) {
+            (Self::Bf16, Dtype::F32) => {
+                SavedRows(Tensor::of_memory::<Bf16>(rounded(values(&x)), x.shape()))
+            }
+            _ => SavedRows(x),
         }
     }
 
@@ -85,18 +87,17 @@ impl Precision {
 
 /// Rows that are saved for the backward pass.
 #[derive(Debug)]
-pub(super) enum SavedRows {
-    F32(Tensor),
-    Bf16(Buffer<Bf16>, Shape),
-}
+pub(super) struct SavedRows(Tensor);
 
 impl SavedRows {
     /// The rows in f32.
     pub(super) fn restored(self) -> Tensor {
-        match self {
-            Self::F32(x) => x,
-            Self::Bf16(x, shape) => made(widened(&x), shape),
-        }
+        self.0.to_dtype(Dtype::F32)
+    }
+
+    /// The rows as they are saved: see [`with_stored`].
+    pub(super) fn stored(self) -> Tensor {
+        self.0
     }
 }
 
@@ -160,6 +161,25 @@ impl Compute {
         saved.expect("the branch was asked to save")
     }
 }
+
+/// Evaluates an expression with the values of a tensor in f32 or in bf16, and their type.
+macro_rules! with_stored {
+    ($tensor:expr, $values:ident: $element:ident => $call:expr) => {
+        match $tensor.dtype() {
+            $crate::tensor::Dtype::Bf16 => {
+                type $element = esvit_kernels::element::Bf16;
+                let $values: &[$element] = $tensor.values();
+                $call
+            }
+            _ => {
+                type $element = f32;
+                let $values: &[$element] = $tensor.values();
+                $call
+            }
+        }
+    };
+}
+pub(super) use with_stored;
 
 /// Evaluates an expression with the element type of a precision.
 macro_rules! with_element {

@@ -242,6 +242,41 @@ fn evaluated_in_bf16() {
     }
 }
 
+/// In training maps are stored in bf16, too: features and the gradients of all parameters are near to those of
+/// f32.
+#[test]
+fn trained_in_bf16() {
+    for config in kinds() {
+        let (network, params) = network(&config);
+        let batches = [images(1000, [3, 3, 64, 64]), images(1001, [2, 3, 41, 52])];
+        let learned = |precision: Precision| {
+            let tape = Tape::new();
+            let tracked = params.tracked(&tape);
+            let pass = ForwardCtx::teacher().with_precision(precision);
+            let found = network.features(&tracked, batches.to_vec(), &pass);
+            let projection = hashed_tensor(7000, found.region.dims::<2>());
+            let gradients = tape.backward(&(found.region.clone() * projection).sum());
+            let of = |parameter: &Tensor| Some(gradients.of(parameter)?.to_vec::<f32>());
+            let of_parameters: Vec<_> = tracked.iter().map(|(_, value)| of(&value)).collect();
+            (found.region.to_vec::<f32>(), of_parameters)
+        };
+        let [exact, rounded] = [Precision::F32, Precision::Bf16].map(learned);
+        let share = |found: &[f32], expected: &[f32]| {
+            let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|v| v * v).sum::<f32>();
+            let off = squares(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            (off / squares(&mut expected.iter().copied())).sqrt()
+        };
+        assert!(share(&rounded.0, &exact.0) < 0.1, "{}", share(&rounded.0, &exact.0));
+        let flat = |of: &[Option<Vec<f32>>]| -> Vec<f32> {
+            of.iter().flatten().flatten().copied().collect()
+        };
+        let off = share(&flat(&rounded.1), &flat(&exact.1));
+        // ReLU and max pooling let other values through here and there, the more so in deeper networks.
+        let most = if config.selective_kernels { 0.9 } else { 0.5 };
+        assert!(off > 1e-4 && off < most, "{off}: {config:?}");
+    }
+}
+
 /// A pass over two sizes moves running statistics twice, as a pass after another does.
 #[test]
 fn running_statistics_move_with_every_size() {

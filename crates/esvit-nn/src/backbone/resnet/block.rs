@@ -100,7 +100,7 @@ impl ConvNorm {
         ctx: &ForwardCtx,
     ) -> (TokenMaps, BatchNormValues) {
         let maps = match input {
-            Branch::Maps(maps) => self.conv.forward(params, maps, ctx),
+            Branch::Maps(maps) => self.conv.forward_to_norm(params, maps, ctx),
             Branch::Unnormalized(maps, norm) => {
                 self.conv.forward_normalized(params, maps, norm, ctx)
             }
@@ -112,7 +112,7 @@ impl ConvNorm {
 
 /// Maps within a branch.
 pub(super) enum Branch {
-    /// As the next layer takes them; in evaluation they may be in bf16.
+    /// As the next layer takes them; they may be in bf16.
     Maps(TokenMaps),
     /// To be normalized and to go through ReLU: what comes next does both, so that the results need not be
     /// stored.

@@ -53,7 +53,12 @@ impl Operation for Cast {
         (cast(x, self.0), save.then(|| Saved::new(x.dtype())))
     }
 
+    /// The gradients of what is in bf16 are in f32.
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        vec![Some(cast(&pass.gradient, pass.saved.take()))]
+        let gradient = match pass.saved.take() {
+            Dtype::Bf16 => pass.gradient,
+            dtype => cast(&pass.gradient, dtype),
+        };
+        vec![Some(gradient)]
     }
 }
