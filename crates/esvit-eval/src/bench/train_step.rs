@@ -68,6 +68,13 @@ impl Step {
                 bench.batch
             )));
         }
+        let chunking = objective.chunking();
+        if bench.crops_per_forward > 0 && chunking != Chunking::ByView {
+            return Err(BenchError::Setting(format!(
+                "`{}` takes all crops at once: they cannot go through {} at a time",
+                bench.objective, bench.crops_per_forward
+            )));
+        }
         let (precision, device) = (bench.precision, bench.device);
         let classes = if objective.needs_labels() { CLASSES } else { 0 };
         let (network, built) = Network::new(&config, drop_path, |scope, width| {
@@ -85,7 +92,6 @@ impl Step {
             };
             objective.build(scope, &setup)
         });
-        let chunking = objective.chunking();
         let settings = LearnerSettings {
             clip_grad: Some(3.0),
             precision,
@@ -339,6 +345,9 @@ mod tests {
             let bench = Bench { objective: objective.into(), ..bench() };
             Step::new(&bench).err().unwrap().to_string()
         };
+        let cut = Bench { objective: "simclr".into(), crops_per_forward: 3, ..bench() };
+        let refused = Step::new(&cut).err().unwrap().to_string();
+        assert_eq!(refused, "`simclr` takes all crops at once: they cannot go through 3 at a time");
         assert!(error("dino").contains("there is no objective `dino`"));
         assert!(error("distill").contains("`distill` needs more than its defaults"));
         assert!(error("igpt").contains("objective.name"), "{}", error("igpt"));

@@ -16,9 +16,9 @@ use crate::tensor::{Dtype, Element};
 pub use esvit_kernels::maps::Filter;
 
 /// Convolution of the maps of `x [rows, in]` with square filters `weight [out, in, k, k]` and
-/// `bias [out]`: rows `[.., out]` and their segments. `stride` pixels lie between two places of a
-/// filter, `padding` zeros around a map; what lies beyond the last whole step is dropped. Where nothing learns,
-/// maps may be in the precision.
+/// `bias [out]`: rows `[.., out]` and their segments. `moves` are the stride, pixels between two places of a
+/// filter, and the padding, zeros around a map; what lies beyond the last whole step is dropped. Where nothing
+/// learns, maps may be in the precision.
 ///
 /// # Panics
 /// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
@@ -27,12 +27,10 @@ pub fn convolution(
     segments: &[Segment],
     weight: Tensor,
     bias: Option<Tensor>,
-    [stride, padding]: [usize; 2],
+    moves: [usize; 2],
     compute: Compute,
 ) -> (Tensor, Vec<Segment>) {
-    let [_, channels, side, across] = weight.dims();
-    assert_eq!(side, across, "a square filter");
-    let filter = Filter { channels, side, stride, padding };
+    let filter = filter_of(&weight, moves);
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(bias).collect();
     let operation = Convolution { maps, filter, norm: None, is_stored: false, compute };
@@ -48,12 +46,10 @@ pub fn convolution_before_norm(
     x: Tensor,
     segments: &[Segment],
     weight: Tensor,
-    [stride, padding]: [usize; 2],
+    moves: [usize; 2],
     compute: Compute,
 ) -> (Tensor, Vec<Segment>) {
-    let [_, channels, side, across] = weight.dims();
-    assert_eq!(side, across, "a square filter");
-    let filter = Filter { channels, side, stride, padding };
+    let filter = filter_of(&weight, moves);
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let operation = Convolution { maps, filter, norm: None, is_stored: true, compute };
     (apply(operation, [x, weight]), moved)
@@ -69,12 +65,10 @@ pub fn batch_norm_relu_convolution(
     norm: BatchNormValues,
     segments: &[Segment],
     weight: Tensor,
-    [stride, padding]: [usize; 2],
+    moves: [usize; 2],
     compute: Compute,
 ) -> (Tensor, Vec<Segment>) {
-    let [_, channels, side, across] = weight.dims();
-    assert_eq!(side, across, "a square filter");
-    let filter = Filter { channels, side, stride, padding };
+    let filter = filter_of(&weight, moves);
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let BatchNormValues { norm, parameters } = norm;
     let inputs: Vec<Tensor> = [x, weight].into_iter().chain(parameters).collect();
@@ -103,7 +97,7 @@ pub fn convolution_batch_norm(
     x: Tensor,
     segments: &[Segment],
     weight: Tensor,
-    [stride, padding]: [usize; 2],
+    moves: [usize; 2],
     norm: BatchNormValues,
     end: NormEnd,
     compute: Compute,
@@ -115,7 +109,7 @@ pub fn convolution_batch_norm(
     let learns = [&x, &weight].into_iter().chain(&norm.parameters).chain(&shortcut);
     if learns.into_iter().any(Tensor::is_tracked) {
         let precision = compute.precision;
-        let (y, moved) = convolution(x, segments, weight, None, [stride, padding], compute);
+        let (y, moved) = convolution(x, segments, weight, None, moves, compute);
         let y = match end {
             NormEnd::Norm => norm.forward(y, precision),
             _ => {
@@ -125,9 +119,7 @@ pub fn convolution_batch_norm(
         };
         return (y, moved);
     }
-    let [_, channels, side, across] = weight.dims();
-    assert_eq!(side, across, "a square filter");
-    let filter = Filter { channels, side, stride, padding };
+    let filter = filter_of(&weight, moves);
     let (maps, moved) = moved(segments, &filter, "a convolution");
     let BatchNormValues { norm, parameters } = norm;
     let has_relu = !matches!(end, NormEnd::Norm);
@@ -150,6 +142,13 @@ pub fn max_pool(
     let filter = Filter { channels, side, stride, padding };
     let (maps, moved) = moved(segments, &filter, "max pooling");
     (apply(MaxPool { maps, filter }, [x]), moved)
+}
+
+/// The square filters `weight [out, in, k, k]`, moved by `stride` over maps with `padding`.
+fn filter_of(weight: &Tensor, [stride, padding]: [usize; 2]) -> Filter {
+    let [_, channels, side, across] = weight.dims();
+    assert_eq!(side, across, "a square filter");
+    Filter { channels, side, stride, padding }
 }
 
 /// The maps of segments, and the segments that a filter makes of them.
