@@ -11,7 +11,7 @@ use crate::TASK_VALUES;
 use crate::element::Element;
 use crate::elementwise::{add, scale, update, update_by};
 use crate::reduce::sum_in_order;
-use crate::simd::{self, dispatch};
+use crate::simd::{self, LANES, dispatch};
 
 /// Evaluates an expression with what says of a value that the norm gives, and of the result of ReLU,
 /// whether a gate is open.
@@ -225,11 +225,11 @@ impl Normalization {
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn backward_affine<T: Element>(
+    pub fn backward_affine<T: Element, D: Element>(
         &self,
         x: &[T],
         gate: Gate<'_, T>,
-        dy: &[f32],
+        dy: &[D],
     ) -> [Vec<f32>; 2] {
         assert_eq!(x.len(), dy.len(), "gradients");
         let (width, task) = (self.width(), task(self.width()));
@@ -246,42 +246,72 @@ impl Normalization {
         sum_in_order(parts, [width; 2])
     }
 
-    /// Makes the gradient of `x` of that of the output, `dy [rows, C]`, or of that of the result of ReLU.
-    /// `of_affine` has the sums of [`Normalization::backward_affine`] over all `rows` that the statistics
-    /// are of, or zeros for statistics that do not depend on `x`. With `dx` it goes there, and `dy` becomes
-    /// the gradient of what goes into ReLU, which is that of a shortcut.
+    /// Makes the gradient of `x` of that of the output, `dy [rows, C]`, or of that of the result of ReLU, in
+    /// its place. `of_affine` has the sums of [`Normalization::backward_affine`] over all `rows` that the
+    /// statistics are of, or zeros for statistics that do not depend on `x`.
     ///
     /// # Panics
     /// When lengths do not match.
-    pub fn backward_input<T: Element>(
+    pub fn backward_input<T: Element, D: Element>(
         &self,
         x: &[T],
         gate: Gate<'_, T>,
         of_affine: [&[f32]; 2],
         rows: usize,
-        dy: &mut [f32],
-        dx: Option<&mut [f32]>,
+        dy: &mut [D],
     ) {
-        let (width, [dgamma, dbeta]) = (self.width(), of_affine);
-        assert_eq!([x.len(), dgamma.len(), dbeta.len()], [dy.len(), width, width], "gradients");
-        let channels = [&self.mean[..], &self.rstd, &self.slope, &self.beta, dgamma, dbeta];
-        let (task, share) = (task(width), 1.0 / rows as f32);
+        assert_eq!(x.len(), dy.len(), "gradients");
+        let (channels, task) = (self.gradient_channels(of_affine, rows), task(self.width()));
         let tasks = dy.par_chunks_mut(task).zip(x.par_chunks(task)).enumerate();
-        let Some(dx) = dx else {
-            return tasks.for_each(|(at, (dy, x))| {
-                let results = gate.of(at * task, x);
-                with_gate!(gate, is_open => {
-                    input_gradients(x, results, channels, share, is_open, dy);
-                });
+        tasks.for_each(|(at, (dy, x))| {
+            let results = gate.of(at * task, x);
+            with_gate!(gate, is_open => {
+                input_gradients(x, results, &channels, is_open, dy);
             });
-        };
-        assert_eq!(dx.len(), x.len(), "gradients");
+        });
+    }
+
+    /// The same in `dx`. Behind a gate of results `dy` becomes the gradient of what goes into ReLU, which is
+    /// that of a shortcut; else it stays as it is.
+    ///
+    /// # Panics
+    /// When lengths do not match.
+    pub fn backward_input_apart<T: Element, D: Element, O: Element>(
+        &self,
+        x: &[T],
+        gate: Gate<'_, T>,
+        of_affine: [&[f32]; 2],
+        rows: usize,
+        dy: &mut [D],
+        dx: &mut [O],
+    ) {
+        assert_eq!([x.len(), dx.len()], [dy.len(); 2], "gradients");
+        let (channels, task) = (self.gradient_channels(of_affine, rows), task(self.width()));
+        let has_shortcut = matches!(gate, Gate::Results(_));
+        let tasks = dy.par_chunks_mut(task).zip(x.par_chunks(task)).enumerate();
         tasks.zip(dx.par_chunks_mut(task)).for_each(|((at, (dy, x)), dx)| {
             let results = gate.of(at * task, x);
             with_gate!(gate, is_open => {
-                gradients_apart(x, results, channels, share, is_open, dy, dx);
+                gradients_apart(x, results, &channels, is_open, dy, dx);
             });
+            if has_shortcut {
+                close(results, dy);
+            }
         });
+    }
+
+    fn gradient_channels(&self, [dgamma, dbeta]: [&[f32]; 2], rows: usize) -> GradientChannels {
+        let width = self.width();
+        assert_eq!([dgamma.len(), dbeta.len()], [width; 2], "gradients of channels");
+        let mut blocks = vec![[[0.0; LANES]; 5]; width.div_ceil(LANES)];
+        let share = 1.0 / rows as f32;
+        for i in 0..width {
+            let (slope, block) = (self.slope[i], &mut blocks[i / LANES]);
+            let linear = slope * self.rstd[i] * dgamma[i] * share;
+            let values = [self.mean[i], slope, self.beta[i], linear, slope * dbeta[i] * share];
+            block.iter_mut().zip(values).for_each(|(of, value)| of[i % LANES] = value);
+        }
+        GradientChannels { width, blocks }
     }
 
     fn rows_of<'y, T>(&self, y: &'y mut [T]) -> std::slice::ChunksExactMut<'y, T> {
@@ -354,10 +384,10 @@ dispatch! {
     }
 
     /// Adds `dy * xhat` and `dy` of every row.
-    fn add_gradients<T: Element>(
+    fn add_gradients<T: Element, D: Element>(
         x: &[T],
         results: &[T],
-        dy: &[f32],
+        dy: &[D],
         channels: [&[f32]; 4],
         is_open: impl Fn(f32, f32) -> bool,
         sums: &mut [Vec<f32>; 2],
@@ -371,7 +401,7 @@ dispatch! {
             for i in 0..width {
                 let x = x[i].to_f32();
                 let y = normalized(x, mean[i], slope[i], beta[i]);
-                let dy = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
+                let dy = if is_open(y, results[i].to_f32()) { dy[i].to_f32() } else { 0.0 };
                 dbeta[i] += dy;
                 dgamma[i] += (x - mean[i]) * rstd[i] * dy;
             }
@@ -379,52 +409,105 @@ dispatch! {
     }
 
     /// `dx` of every row in place of `dy`.
-    fn input_gradients<T: Element>(
+    fn input_gradients<T: Element, D: Element>(
         x: &[T],
         results: &[T],
-        channels: [&[f32]; 6],
-        share: f32,
+        channels: &GradientChannels,
         is_open: impl Fn(f32, f32) -> bool,
-        dy: &mut [f32],
+        dy: &mut [D],
     ) {
-        let width = channels[0].len();
-        let [mean, rstd, slope, beta, dgamma, dbeta] = channels.map(|of| &of[..width]);
+        let width = channels.width;
         let rows = x.chunks_exact(width).zip(results.chunks_exact(width));
         for ((x, results), dy) in rows.zip(dy.chunks_exact_mut(width)) {
-            for i in 0..width {
-                let x = x[i].to_f32();
-                let y = normalized(x, mean[i], slope[i], beta[i]);
-                let own = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
-                let through = share * (dbeta[i] + (x - mean[i]) * rstd[i] * dgamma[i]);
-                dy[i] = (own - through) * slope[i];
+            let ((x, x_rest), (results, results_rest)) = (x.as_chunks(), results.as_chunks());
+            let (dy, dy_rest) = dy.as_chunks_mut();
+            for (((x, results), dy), channels) in x.iter().zip(results).zip(dy).zip(&channels.blocks) {
+                let gradients = input_gradients_of_block(x, results, dy, channels, &is_open);
+                dy.iter_mut().zip(gradients).for_each(|(to, value)| *to = D::from_f32(value));
+            }
+            let rest = x_rest.iter().zip(results_rest).zip(dy_rest).enumerate();
+            for (at, ((x, result), dy)) in rest {
+                let values = [x.to_f32(), result.to_f32(), dy.to_f32()];
+                *dy = D::from_f32(input_gradient(values, channels.of_rest(at), &is_open));
             }
         }
     }
 
-    /// `dx` of every row beside what ReLU lets through of `dy`.
-    fn gradients_apart<T: Element>(
+    /// `dx` of every row beside `dy`.
+    fn gradients_apart<T: Element, D: Element, O: Element>(
         x: &[T],
         results: &[T],
-        channels: [&[f32]; 6],
-        share: f32,
+        channels: &GradientChannels,
         is_open: impl Fn(f32, f32) -> bool,
-        dy: &mut [f32],
-        dx: &mut [f32],
+        dy: &[D],
+        dx: &mut [O],
     ) {
-        let width = channels[0].len();
-        let [mean, rstd, slope, beta, dgamma, dbeta] = channels.map(|of| &of[..width]);
+        let width = channels.width;
         let rows = x.chunks_exact(width).zip(results.chunks_exact(width));
-        let gradients = dy.chunks_exact_mut(width).zip(dx.chunks_exact_mut(width));
+        let gradients = dy.chunks_exact(width).zip(dx.chunks_exact_mut(width));
         for ((x, results), (dy, dx)) in rows.zip(gradients) {
-            for i in 0..width {
-                let x = x[i].to_f32();
-                let y = normalized(x, mean[i], slope[i], beta[i]);
-                let own = if is_open(y, results[i].to_f32()) { dy[i] } else { 0.0 };
-                let through = share * (dbeta[i] + (x - mean[i]) * rstd[i] * dgamma[i]);
-                dy[i] = own;
-                dx[i] = (own - through) * slope[i];
+            let ((x, x_rest), (results, results_rest)) = (x.as_chunks(), results.as_chunks());
+            let ((dy, dy_rest), (dx, dx_rest)) = (dy.as_chunks(), dx.as_chunks_mut::<LANES>());
+            let blocks = x.iter().zip(results).zip(dy).zip(&channels.blocks);
+            for ((((x, results), dy), channels), dx) in blocks.zip(dx) {
+                let gradients = input_gradients_of_block(x, results, dy, channels, &is_open);
+                dx.iter_mut().zip(gradients).for_each(|(to, value)| *to = O::from_f32(value));
+            }
+            let rest = x_rest.iter().zip(results_rest).zip(dy_rest).zip(dx_rest).enumerate();
+            for (at, (((x, result), dy), dx)) in rest {
+                let values = [x.to_f32(), result.to_f32(), dy.to_f32()];
+                *dx = O::from_f32(input_gradient(values, channels.of_rest(at), &is_open));
             }
         }
+    }
+
+    /// Leaves of `dy` what ReLU, with these results, lets through.
+    fn close<T: Element, D: Element>(results: &[T], dy: &mut [D]) {
+        simd::update(dy, [results], |dy, [result]| if result > 0.0 { dy } else { 0.0 });
+    }
+}
+
+/// Those of a block of channels in a row.
+#[inline(always)]
+fn input_gradients_of_block<T: Element, D: Element>(
+    x: &[T; LANES],
+    results: &[T; LANES],
+    dy: &[D; LANES],
+    [mean, slope, beta, linear, constant]: &[[f32; LANES]; 5],
+    is_open: &impl Fn(f32, f32) -> bool,
+) -> [f32; LANES] {
+    let mut gradients = [0.0; LANES];
+    for i in 0..LANES {
+        let values = [x[i].to_f32(), results[i].to_f32(), dy[i].to_f32()];
+        let channel = [mean[i], slope[i], beta[i], linear[i], constant[i]];
+        gradients[i] = input_gradient(values, channel, is_open);
+    }
+    gradients
+}
+
+/// The gradient of a value `x` of a channel, behind a ReLU of this `result` whose own gradient is `dy`.
+#[inline(always)]
+fn input_gradient(
+    [x, result, dy]: [f32; 3],
+    [mean, slope, beta, linear, constant]: [f32; 5],
+    is_open: &impl Fn(f32, f32) -> bool,
+) -> f32 {
+    let own = if is_open(normalized(x, mean, slope, beta), result) { dy } else { 0.0 };
+    own * slope - ((x - mean) * linear + constant)
+}
+
+/// What [`input_gradient`] needs of every channel, by blocks of [`LANES`] channels: mean, slope, beta, and what
+/// depends on means over rows, `slope * rstd * mean(dy * xhat)` and `slope * mean(dy)`.
+struct GradientChannels {
+    width: usize,
+    blocks: Vec<[[f32; LANES]; 5]>,
+}
+
+impl GradientChannels {
+    /// Of a channel that comes after the whole blocks.
+    #[inline(always)]
+    fn of_rest(&self, at: usize) -> [f32; 5] {
+        self.blocks[self.width / LANES].map(|of| of[at])
     }
 }
 
@@ -448,7 +531,7 @@ mod tests {
         norm.forward(&x, &mut y);
         let [dgamma, dbeta] = norm.backward_affine(&x, Gate::Open, &dy);
         let sums = [&dgamma[..], &dbeta];
-        norm.backward_input(&x, Gate::Open, sums, rows, &mut dx, None);
+        norm.backward_input(&x, Gate::Open, sums, rows, &mut dx);
         check_relu(&norm, &x, &y);
         let found = [statistics.mean, statistics.variance, dgamma, dbeta];
 
@@ -519,12 +602,26 @@ mod tests {
             assert_eq!(norm.backward_affine(x, gate, &dy), sums);
             let sums = [&sums[0][..], &sums[1]];
             let (mut expected, mut in_place) = (own.clone(), dy.clone());
-            norm.backward_input(x, Gate::Open, sums, 7, &mut expected, None);
-            norm.backward_input(x, gate, sums, 7, &mut in_place, None);
+            norm.backward_input(x, Gate::Open, sums, 7, &mut expected);
+            norm.backward_input(x, gate, sums, 7, &mut in_place);
             assert_eq!(in_place, expected);
             let (mut through, mut dx) = (dy.clone(), vec![f32::NAN; dy.len()]);
-            norm.backward_input(x, gate, sums, 7, &mut through, Some(&mut dx));
-            assert_eq!((through, dx), (own, expected));
+            norm.backward_input_apart(x, gate, sums, 7, &mut through, &mut dx);
+            let left = if matches!(gate, Gate::Results(_)) { own } else { dy.clone() };
+            assert_eq!((through, &dx), (left, &expected));
+            // In bf16: what goes in is rounded before, and what comes out after.
+            let mut stored = vec![Bf16::default(); dy.len()];
+            norm.backward_input_apart(x, gate, sums, 7, &mut dy.clone(), &mut stored);
+            assert_eq!(stored[..], element::rounded(&dx)[..]);
+            let mut stored = element::rounded(&dy);
+            let mut wide = element::widened(&stored);
+            assert_eq!(
+                norm.backward_affine(x, gate, &stored[..]),
+                norm.backward_affine(x, gate, &wide[..])
+            );
+            norm.backward_input(x, gate, sums, 7, &mut stored[..]);
+            norm.backward_input(x, gate, sums, 7, &mut wide[..]);
+            assert_eq!(stored[..], element::rounded(&wide)[..]);
         }
     }
 
@@ -552,9 +649,9 @@ mod tests {
         let sums = [&sums[0][..], &sums[1]];
         let [mut own, mut own_wide] = [dy.clone(), dy];
         let [mut dx, mut wide_dx] = [vec![0.0; x.len()], vec![1.0; x.len()]];
-        norm.backward_input(&x, Gate::Results(&found), sums, rows, &mut own, Some(&mut dx));
+        norm.backward_input_apart(&x, Gate::Results(&found), sums, rows, &mut own, &mut dx);
         let gate = Gate::Results(&wide[..]);
-        norm.backward_input(&wide_x, gate, sums, rows, &mut own_wide, Some(&mut wide_dx));
+        norm.backward_input_apart(&wide_x, gate, sums, rows, &mut own_wide, &mut wide_dx);
         assert_eq!((own, dx), (own_wide, wide_dx));
     }
 
@@ -589,7 +686,7 @@ mod tests {
         assert_near("y", &y, &expected, 1e-6);
         let mut dy = [1.0, 1.0, 3.0, -2.0];
         let x = [2.0, 0.0, 1.0, 2.0];
-        norm.backward_input(&x, Gate::Open, [&[0.0; 2]; 2], 2, &mut dy, None);
+        norm.backward_input(&x, Gate::Open, [&[0.0; 2]; 2], 2, &mut dy);
         let slope = 2.0 / 1.25f64.sqrt();
         assert_near("dx", &dy, &[slope, 0.5, 3.0 * slope, -1.0], 1e-6);
     }

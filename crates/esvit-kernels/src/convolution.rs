@@ -9,21 +9,22 @@
 mod lines;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::TASK_VALUES;
 use crate::batch_norm::{End, Normalization};
 use crate::buffer::{self, Buffer};
-use crate::element::{Element, padded_row_len, same};
+use crate::element::{Bf16, Element, padded_row_len, same};
 use crate::elementwise::{add, update};
-use crate::gemm::{Lhs, Matrix, PackedRhs, gemm_tn};
+use crate::gemm::{Lhs, Matrix, PackedRhs, chunk_rows, gemm_tn, gemm_tn_of_part, in_parts};
 use crate::maps::{Filter, Maps};
 use crate::profile;
-use crate::rows::{PanelTile, block_rows, for_each_tile, linear, store};
+use crate::rows::{BLOCK_SHARES, PanelTile, block_rows, for_each_tile, linear, store};
 use lines::{PaddedMaps, TILE_ROWS, line_values};
 
-/// Values of the rows that the backward pass makes at a time, unless one image has more.
+/// Values of the rows that the backward pass adds up for the gradient of the input at a time, unless one
+/// image has more.
 const BAND_VALUES: usize = 1 << 23;
 
 /// Phases of a profile.
@@ -38,14 +39,66 @@ pub struct PackedFilters<T: Element> {
     line: usize,
 }
 
+/// The gradient of a convolution's output, `[positions, out]`.
+#[derive(Debug, Clone, Copy)]
+pub enum OutputGradient<'a> {
+    /// In f32.
+    F32(&'a [f32]),
+    /// In bf16.
+    Bf16(&'a [Bf16]),
+}
+
+impl<'a> OutputGradient<'a> {
+    fn len(self) -> usize {
+        match self {
+            Self::F32(dy) => dy.len(),
+            Self::Bf16(dy) => dy.len(),
+        }
+    }
+
+    fn of(self, values: Range<usize>) -> Self {
+        match self {
+            Self::F32(dy) => Self::F32(&dy[values]),
+            Self::Bf16(dy) => Self::Bf16(&dy[values]),
+        }
+    }
+
+    /// The rows of `outputs` values as operands, if they are stored as such.
+    fn rows<T: Element>(self, outputs: usize) -> Option<&'a [T]> {
+        let values = match self {
+            Self::F32(dy) => same(dy),
+            Self::Bf16(dy) => same(dy),
+        };
+        values.filter(|_| padded_row_len::<T>(outputs) == outputs)
+    }
+
+    /// Converts rows of `outputs` values, from `first` on, to operands.
+    fn put<T: Element>(self, first: usize, outputs: usize, rows: &mut [T]) {
+        let row = padded_row_len::<T>(outputs);
+        match self.of(first * outputs..(first + rows.len() / row) * outputs) {
+            Self::F32(dy) => store(dy, outputs, outputs, rows, row),
+            Self::Bf16(dy) => store(dy, outputs, outputs, rows, row),
+        }
+    }
+}
+
+/// Which gradients [`backward`] computes besides those of the filters.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// That of the input.
+    pub input: bool,
+    /// That of the bias.
+    pub bias: bool,
+}
+
 /// Gradients of a convolution.
 #[derive(Debug)]
-pub struct Gradients {
-    /// Of the input, if asked for.
-    pub x: Option<Vec<f32>>,
+pub struct Gradients<O: Element> {
+    /// Of the input, if wanted.
+    pub x: Option<Buffer<O>>,
     /// Of the filters.
     pub weight: Vec<f32>,
-    /// Of the bias.
+    /// Of the bias; empty unless wanted.
     pub bias: Vec<f32>,
 }
 
@@ -103,13 +156,11 @@ fn channels_first(filter: &Filter, weight: Vec<f32>) -> Vec<f32> {
 }
 
 /// Maps of one size, in elements `I`, as operands.
-enum Operand<'a, T: Element, I: Element> {
+enum Operand<'a, T, I> {
     /// As they are stored.
     Stored(&'a [T]),
     /// To be converted when they come under the filter: their values, or `relu(norm(..))` of them.
     Unconverted(&'a [I], Option<&'a Normalization>),
-    /// All of them.
-    Converted(Buffer<T>),
 }
 
 impl<'a, T: Element, I: Element> Operand<'a, T, I> {
@@ -120,25 +171,11 @@ impl<'a, T: Element, I: Element> Operand<'a, T, I> {
         }
     }
 
-    /// Converts all of them, where most come under several places of the filter.
-    fn converted(self, filter: &Filter) -> Self {
-        let Self::Unconverted(x, _) = self else { return self };
-        if !lines::suit(filter) {
-            return self;
-        }
-        let mut converted = Buffer::<T>::scratch(x.len());
-        let task = TASK_VALUES.div_ceil(filter.channels) * filter.channels;
-        let tasks = converted.par_chunks_mut(task).enumerate();
-        tasks.for_each(|(at, to)| self.put(at * task, to));
-        Self::Converted(converted)
-    }
-
     /// The values of whole pixels from `from` on.
     fn put(&self, from: usize, to: &mut [T]) {
         let own = from..from + to.len();
         match self {
             Self::Stored(values) => to.copy_from_slice(&values[own]),
-            Self::Converted(values) => to.copy_from_slice(&values[own]),
             Self::Unconverted(x, Some(norm)) => norm.relu_rows(&x[own], to),
             Self::Unconverted(x, None) => update(to, [&x[own]], |_, [value]| value),
         }
@@ -303,10 +340,8 @@ impl<T: Element> Convolution<'_, T> {
                     }
                     let mut rows = Buffer::<T>::rows(count, columns);
                     match &padded {
-                        Some(padded) if row == columns => {
-                            padded.gather(first, packed.line, &mut rows)
-                        }
-                        _ => operand.gather(maps, filter, first, &mut rows),
+                        Some(padded) => padded.gather(first, packed.line, &mut rows),
+                        None => operand.gather(maps, filter, first, &mut rows),
                     }
                     multiply(Lhs::from_rows(&rows, row), count, from, y);
                 });
@@ -316,27 +351,27 @@ impl<T: Element> Convolution<'_, T> {
     }
 }
 
-/// Gradients from that of the output, `dy [positions, out]`, for the arguments of [`forward`] and
-/// `weight [out, C, side, side]`; that of the input only with `input`. With `norms` it is the gradient
-/// of what they and ReLU make of it.
+/// Gradients from that of the output for the arguments of [`forward`] and `weight [out, C, side, side]`, that
+/// of the input in any element type. With `norms` it is the gradient of what they and ReLU make of it.
 ///
 /// # Panics
 /// When lengths do not match.
-pub fn backward<T: Element, I: Element>(
+pub fn backward<T: Element, I: Element, O: Element>(
     x: &[I],
     maps: &[Maps],
     filter: &Filter,
     norms: Option<&[Normalization]>,
     weight: &[f32],
-    dy: &[f32],
-    input: bool,
-) -> Gradients {
+    dy: OutputGradient<'_>,
+    wanted: Wanted,
+) -> Gradients<O> {
     let columns = filter.values();
     let outputs = weight.len() / columns;
-    let packed = input.then(|| InputFilters::<T>::new(filter, weight));
-    let mut dx = Buffer::<f32>::scratch(if input { x.len() } else { 0 });
-    let (mut dweight, mut dbias) = (buffer::zeroed(weight.len()), vec![0.0; outputs]);
-    let (mut first_row, mut first_position, mut is_first) = (0, 0, true);
+    let packed = wanted.input.then(|| InputFilters::<T>::new(filter, weight));
+    let mut dx = Buffer::<O>::scratch(if wanted.input { x.len() } else { 0 });
+    let mut dweight = buffer::zeroed(weight.len());
+    let mut dbias = vec![0.0; if wanted.bias { outputs } else { 0 }];
+    let (mut first_row, mut first_position) = (0, 0);
     for (number, maps) in maps.iter().enumerate() {
         let (tokens, positions) = (maps.tokens(), filter.output(maps).tokens());
         // Bands of whole images depend on sizes alone, not on the number of threads.
@@ -346,16 +381,17 @@ pub fn backward<T: Element, I: Element>(
             let (end_row, end_position) =
                 (first_row + images * tokens, first_position + images * positions);
             let own = first_row * filter.channels..end_row * filter.channels;
-            let dx: &mut [f32] = if input { &mut dx[own.clone()] } else { &mut [] };
+            let dx: &mut [O] = if wanted.input { &mut dx[own.clone()] } else { &mut [] };
             let band = Band {
                 x: &x[own],
                 norm: norms.map(|norms| &norms[number]),
                 maps: Maps { images, ..*maps },
                 filter,
-                dy: &dy[first_position * outputs..end_position * outputs],
+                dy: dy.of(first_position * outputs..end_position * outputs),
+                outputs,
             };
-            band.backward(packed.as_ref(), [&mut dweight, &mut dbias], !is_first, dx);
-            (first_row, first_position, is_first) = (end_row, end_position, false);
+            band.backward(packed.as_ref(), [&mut dweight, &mut dbias], dx);
+            (first_row, first_position) = (end_row, end_position);
         }
     }
     assert_eq!(
@@ -364,7 +400,7 @@ pub fn backward<T: Element, I: Element>(
         "rows of all maps"
     );
     let weight = channels_first(filter, dweight);
-    Gradients { x: input.then(|| dx.into_vec()), weight, bias: dbias }
+    Gradients { x: wanted.input.then_some(dx), weight, bias: dbias }
 }
 
 /// Filters as a packed GEMM operand of the gradient of the input.
@@ -396,100 +432,143 @@ impl<T: Element> InputFilters<T> {
     }
 }
 
-/// Images that go through the GEMMs of the backward pass together.
+/// Images that go through the backward pass together.
 struct Band<'a, I: Element> {
     x: &'a [I],
     norm: Option<&'a Normalization>,
     maps: Maps,
     filter: &'a Filter,
-    dy: &'a [f32],
+    dy: OutputGradient<'a>,
+    outputs: usize,
 }
 
 impl<I: Element> Band<'_, I> {
-    /// Gradients of filters, channels last, and bias, added to what is there with `is_added`; with
-    /// the filters, stores that of the input in `dx`.
-    fn backward<T: Element>(
+    /// Adds the gradients of filters, channels last, and bias to `sums`; with the filters, stores that of the
+    /// input in `dx`.
+    fn backward<T: Element, O: Element>(
         &self,
         packed: Option<&InputFilters<T>>,
-        [dweight, dbias]: [&mut [f32]; 2],
-        is_added: bool,
-        dx: &mut [f32],
+        sums: [&mut [f32]; 2],
+        dx: &mut [O],
     ) {
-        let Self { x, norm, maps, filter, dy } = self;
-        let (columns, outputs) = (filter.values(), dbias.len());
-        let (row, out_row) = (padded_row_len::<T>(columns), padded_row_len::<T>(outputs));
-        let positions = filter.output(maps).tokens();
-        let count = maps.images * positions;
-        let size = block_rows::<T>(count, columns.max(outputs));
-        let operand = Operand::<T, I>::new(x, *norm).converted(filter);
-        let mut gradients = Buffer::<T>::scratch_rows(count, outputs);
-        let converted = gradients.par_chunks_mut(size * out_row);
-        converted.zip(dy.par_chunks(size * outputs)).for_each(|(gradients, dy)| {
-            store(dy, outputs, outputs, gradients, out_row);
-        });
-        let mut gathered = None;
-        let rows = operand.rows(filter, 0, count).unwrap_or_else(|| {
-            let rows = gathered.insert(Buffer::<T>::scratch_rows(count, columns));
+        let (outputs, count) = (self.outputs, self.positions());
+        let mut converted = None;
+        let dy = self.dy.rows(outputs).unwrap_or_else(|| {
+            let (row, size) = (padded_row_len::<T>(outputs), block_rows::<T>(count, outputs));
+            let rows = converted.insert(Buffer::<T>::scratch_rows(count, outputs));
             rows.par_chunks_mut(size * row).enumerate().for_each(|(at, rows)| {
-                operand.gather(maps, filter, at * size, rows);
+                self.dy.put(at * size, outputs, rows);
             });
             rows
         });
-        let macs = count * columns * outputs;
-        profile::time("convolution backward, weights", macs, || {
-            let (dy, x) = (Matrix::new(&gradients, outputs), Matrix::new(rows, columns));
-            gemm_tn(dy, x, dweight, dbias, is_added);
-        });
-        drop((operand, gathered));
-        let packed = match packed {
-            None => return,
+        self.add_filter_gradients(Matrix::new(dy, outputs), sums);
+        match packed {
+            None => {}
             Some(InputFilters::Turned(turned, packed)) => {
-                let is_padded = out_row > outputs;
-                return self.convolve_gradients(
-                    turned,
-                    packed,
-                    (!is_padded).then_some(&*gradients),
-                    dx,
-                );
+                self.convolve_gradients(turned, packed, dy, dx);
             }
-            Some(InputFilters::Rows(packed)) => packed,
-        };
-        profile::time(BACKWARD_ROWS, macs, || {
-            let times = |drows: &mut [f32]| {
-                let blocks = drows.par_chunks_mut(size * columns);
-                blocks.zip(gradients.par_chunks(size * out_row)).for_each(|(drows, gradients)| {
-                    let lhs = Lhs::from_rows(gradients, out_row);
-                    linear(lhs, drows.len() / columns, packed, drows, columns);
-                });
-            };
-            if filter.is_pointwise() {
-                return times(dx);
+            Some(InputFilters::Rows(packed)) => self.add_rows(dy, packed, dx),
+        }
+    }
+
+    fn positions(&self) -> usize {
+        self.filter.positions_of_all(&[self.maps])
+    }
+
+    /// Adds `dy^T rows`, of the rows under the filter, some at a time, so that they stay in the caches.
+    fn add_filter_gradients<T: Element>(
+        &self,
+        dy: Matrix<'_, T>,
+        [dweight, dbias]: [&mut [f32]; 2],
+    ) {
+        let Self { x, norm, maps, filter, outputs, .. } = self;
+        let (columns, count) = (filter.values(), self.positions());
+        profile::time("convolution backward, weights", count * columns * outputs, || {
+            let operand = Operand::<T, I>::new(x, *norm);
+            if let Some(rows) = operand.rows(filter, 0, count) {
+                return gemm_tn(dy, Matrix::new(rows, columns), dweight, dbias, true);
             }
-            let mut drows = Buffer::<f32>::scratch(count * columns);
-            times(&mut drows);
-            let images = dx.par_chunks_mut((maps.tokens() * filter.channels).max(1));
-            images.zip(drows.par_chunks((positions * columns).max(1))).for_each(|(dx, drows)| {
-                dx.fill(0.0);
-                scatter(drows, maps.size, filter, dx);
+            let padded = lines::suit(filter).then(|| PaddedMaps::new(&operand, maps, filter));
+            let (most, row) = (chunk_rows::<T>(), padded_row_len::<T>(columns));
+            in_parts::<T>(count, [dweight, dbias], true, |part, [dweight, dbias], add| {
+                let mut rows = Buffer::<T>::scratch_rows(most.min(part.len()), columns);
+                for first in part.clone().step_by(most) {
+                    let chunk = first..(first + most).min(part.end);
+                    let rows = &mut rows[..chunk.len() * row];
+                    let size = chunk.len().div_ceil(BLOCK_SHARES);
+                    rows.par_chunks_mut(size * row).enumerate().for_each(|(at, rows)| {
+                        let first = first + at * size;
+                        match &padded {
+                            Some(padded) => {
+                                padded.gather(first, filter.side * filter.channels, rows);
+                            }
+                            None => operand.gather(maps, filter, first, rows),
+                        }
+                    });
+                    let (dy, add) = (dy.of_rows(chunk), add || first > part.start);
+                    gemm_tn_of_part(dy, Matrix::new(rows, columns), dweight, dbias, add);
+                }
             });
         });
     }
 
-    /// The gradient of the input by filters that are turned, of that of the output or of its `rows` as operands.
-    fn convolve_gradients<T: Element>(
+    /// The gradient of the input by rows under the filter, added up where they overlap.
+    fn add_rows<T: Element, O: Element>(&self, dy: &[T], packed: &PackedRhs<T>, dx: &mut [O]) {
+        let Self { maps, filter, outputs, .. } = self;
+        let (columns, count) = (filter.values(), self.positions());
+        let (row, size) = (padded_row_len::<T>(*outputs), block_rows::<T>(count, columns));
+        profile::time(BACKWARD_ROWS, count * columns * outputs, || {
+            if filter.is_pointwise() {
+                return multiply_rows(dy, row, size, packed, dx);
+            }
+            let mut drows = Buffer::<f32>::scratch(count * columns);
+            multiply_rows(dy, row, size, packed, &mut drows);
+            let image = (maps.tokens() * filter.channels).max(1);
+            let rows = drows.par_chunks((count / maps.images * columns).max(1));
+            dx.par_chunks_mut(image).zip(rows).for_each(|(dx, drows)| {
+                if let Some(dx) = O::as_f32_mut(dx) {
+                    dx.fill(0.0);
+                    return scatter(drows, maps.size, filter, dx);
+                }
+                let mut sums = Buffer::<f32>::zeroed(dx.len());
+                scatter(drows, maps.size, filter, &mut sums);
+                update(dx, [&sums[..]], |_, [value]| value);
+            });
+        });
+    }
+
+    /// The gradient of the input by filters that are turned, of that of the output, which `rows` has as
+    /// padded operands.
+    fn convolve_gradients<T: Element, O: Element>(
         &self,
         turned: &Filter,
         packed: &PackedFilters<T>,
-        rows: Option<&[T]>,
-        dx: &mut [f32],
+        rows: &[T],
+        dx: &mut [O],
     ) {
         let maps = [self.filter.output(&self.maps)];
         let convolution = Convolution { maps: &maps, filter: turned, packed, phase: BACKWARD_ROWS };
-        match rows {
-            Some(rows) => convolution.store(rows, None, dx),
-            None => convolution.store(self.dy, None, dx),
+        match self.dy {
+            _ if rows.len() == self.dy.len() => convolution.store(rows, None, dx),
+            OutputGradient::F32(dy) => convolution.store(dy, None, dx),
+            OutputGradient::Bf16(dy) => convolution.store(dy, None, dx),
         }
     }
+}
+
+/// Multiplies rows, `row` values apart, `size` at a time with all columns.
+fn multiply_rows<T: Element, O: Element>(
+    rows: &[T],
+    row: usize,
+    size: usize,
+    packed: &PackedRhs<T>,
+    to: &mut [O],
+) {
+    let columns = packed.n();
+    let blocks = to.par_chunks_mut(size * columns).zip(rows.par_chunks(size * row));
+    blocks.for_each(|(to, rows)| {
+        linear(Lhs::from_rows(rows, row), to.len() / columns, packed, to, columns);
+    });
 }
 
 #[cfg(test)]
@@ -555,10 +634,13 @@ mod tests {
         let without = forward::<T, f32, f32>(&x, maps, filter, None, &packed);
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
-        let found = backward::<T, f32>(&x, maps, filter, None, &weight, &dy, true);
-        let without = backward::<T, f32>(&x, maps, filter, None, &weight, &dy, false);
-        assert_eq!((&found.weight, &found.bias), (&without.weight, &without.bias));
-        assert!(without.x.is_none());
+        let gradients = |input, bias| {
+            let (dy, wanted) = (OutputGradient::F32(&dy), Wanted { input, bias });
+            backward::<T, f32, f32>(&x, maps, filter, None, &weight, dy, wanted)
+        };
+        let (found, without) = (gradients(true, true), gradients(false, false));
+        assert_eq!(found.weight, without.weight);
+        assert!(without.x.is_none() && without.bias.is_empty());
         near(1, "dx", &found.x.unwrap());
         near(2, "dweight", &channels_last(filter, &found.weight));
         near(3, "dbias", &found.bias);
@@ -590,9 +672,13 @@ mod tests {
         check_ends::<T, f32>(&apart, maps, filter, &packed, &y);
         check_ends::<T, Bf16>(&apart, maps, filter, &packed, &y);
         let dy = normal(y.len(), 4);
-        let found = backward::<T, f32>(&x, maps, filter, Some(&norms), &weight, &dy, true);
-        let expected = backward::<T, f32>(&apart, maps, filter, None, &weight, &dy, true);
-        assert_eq!((found.x, found.weight), (expected.x, expected.weight));
+        let gradients = |x: &[f32], norms| {
+            let (dy, wanted) = (OutputGradient::F32(&dy), Wanted { input: true, bias: false });
+            backward::<T, f32, f32>(x, maps, filter, norms, &weight, dy, wanted)
+        };
+        let (found, expected) = (gradients(&x, Some(&norms)), gradients(&apart, None));
+        assert_eq!(found.x.unwrap()[..], expected.x.unwrap()[..]);
+        assert_eq!(found.weight, expected.weight);
     }
 
     /// Maps in bf16 give what their values give in f32, with and without a norm before the convolution, and
@@ -614,9 +700,17 @@ mod tests {
             let found = forward::<Bf16, Bf16, Bf16>(&x, maps, filter, norms, &packed);
             assert!(found[..] == element::rounded(&expected)[..]);
             let dy = normal(expected.len(), 4);
-            let found = backward::<Bf16, Bf16>(&x, maps, filter, norms, weight, &dy, true);
-            let expected = backward::<Bf16, f32>(&wide, maps, filter, norms, weight, &dy, true);
-            assert_eq!((found.x, found.weight), (expected.x, expected.weight));
+            let wanted = Wanted { input: true, bias: true };
+            let (wide_dy, dy) = (OutputGradient::F32(&dy), element::rounded(&dy));
+            let dy = OutputGradient::Bf16(&dy[..]);
+            let expected =
+                backward::<Bf16, f32, f32>(&wide, maps, filter, norms, weight, wide_dy, wanted);
+            let found = backward::<Bf16, Bf16, f32>(&x, maps, filter, norms, weight, dy, wanted);
+            assert_eq!((&found.weight, &found.bias), (&expected.weight, &expected.bias));
+            let expected = expected.x.unwrap();
+            assert_eq!(found.x.unwrap()[..], expected[..]);
+            let stored = backward::<Bf16, Bf16, Bf16>(&x, maps, filter, norms, weight, dy, wanted);
+            assert_eq!(stored.x.unwrap()[..], element::rounded(&expected)[..]);
         }
     }
 

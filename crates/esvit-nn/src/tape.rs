@@ -238,12 +238,20 @@ impl Tape {
     }
 }
 
-/// Adds to a sum, which begins with None.
+/// Adds to a sum, which begins with None. Sums of bf16 are in f32.
 fn add(sum: &mut Option<Tensor>, gradient: Tensor) {
-    match sum {
-        Some(sum) => sum.add_assign(&gradient),
-        none => *none = Some(gradient),
-    }
+    let in_f32 = |tensor: Tensor| match tensor.dtype() {
+        Dtype::Bf16 => tensor.to_dtype(Dtype::F32),
+        _ => tensor,
+    };
+    *sum = Some(match sum.take() {
+        None => gradient,
+        Some(sum) => {
+            let mut sum = in_f32(sum);
+            sum.add_assign(&in_f32(gradient));
+            sum
+        }
+    });
 }
 
 /// The gradients of a tape's leaves.

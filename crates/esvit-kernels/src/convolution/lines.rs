@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Operand, PackedFilters};
 use crate::buffer::Buffer;
-use crate::element::Element;
+use crate::element::{Element, padded_row_len};
 use crate::gemm::{Dims, Lhs, NR, Output, RhsPanel};
 use crate::maps::{Filter, Maps};
 use crate::rows::{BLOCK_SHARES, PanelTile, fitting_rows};
@@ -77,18 +77,19 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
     }
 
     /// The values under the filter at the positions from `first` on, counted over all images: a row of
-    /// `rows` for each, its lines of `line` values.
+    /// `rows` for each, padded, its lines of `line` values.
     pub(super) fn gather(&self, first: usize, line: usize, rows: &mut [T]) {
         let Filter { channels, side, stride, .. } = *self.filter;
         let (pitch, [down, across]) = (self.size[1] * channels, self.positions);
-        for (position, row) in (first..).zip(rows.chunks_exact_mut(side * line)) {
+        let row = padded_row_len::<T>(side * line);
+        for (position, row) in (first..).zip(rows.chunks_exact_mut(row)) {
             let (image, place) = (position / (down * across), position % (down * across));
             let top = image * self.size[0] + place / across * stride;
             let from = &self.values[top * pitch + place % across * stride * channels..];
             if line > side * channels {
                 gather_narrow(from, pitch, side * channels, row);
             } else {
-                for (from, to) in from.chunks(pitch).zip(row.chunks_exact_mut(line)) {
+                for (from, to) in from.chunks(pitch).zip(row.chunks_exact_mut(line).take(side)) {
                     to.copy_from_slice(&from[..line]);
                 }
             }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::amx::TILE_K;
 use super::pack::{pack_vnni, panel_width, transpose_rows};
 use super::{Dims, LANES, Lhs, Output, RhsPanel};
+use crate::TASK_VALUES;
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::elementwise;
@@ -39,12 +40,29 @@ impl<'a, T: Element> Matrix<'a, T> {
     fn rows(&self) -> usize {
         self.values.len().checked_div(self.row_stride).unwrap_or(0)
     }
+
+    pub(crate) fn of_rows(self, rows: Range<usize>) -> Self {
+        Self {
+            values: &self.values[rows.start * self.row_stride..rows.end * self.row_stride],
+            ..self
+        }
+    }
 }
 
-/// `out [M, N] = a^T b` for `a [K, M]` and `b [K, N]`, and `sums [M]`, the column sums of `a`: the
-/// gradients of the weight and the bias of a linear layer. With `add` both accumulate.
-///
-/// Every output value is accumulated by one task, in the order of rows.
+/// K rows that [`gemm_tn`] multiplies at a time.
+pub(crate) fn chunk_rows<T: Element>() -> usize {
+    if T::has_tiles() { CHUNK_K_OF_TILES } else { CHUNK_K }
+}
+
+/// Chunks that a part of the rows has at least.
+const PART_CHUNKS: usize = 4;
+
+/// Maximum number of parts, and of the values of all their outputs.
+const MOST_PARTS: usize = 16;
+const MOST_PART_VALUES: usize = 4 << 20;
+
+/// `out [M, N] = a^T b` for `a [K, M]` and `b [K, N]`, and `sums [M]`, the column sums of `a`, unless there
+/// are none: the gradients of the weight and the bias of a linear layer. With `add` both accumulate.
 pub(crate) fn gemm_tn<T: Element>(
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
@@ -53,6 +71,54 @@ pub(crate) fn gemm_tn<T: Element>(
     add: bool,
 ) {
     assert_eq!(a.rows(), b.rows(), "rows of both operands");
+    in_parts::<T>(a.rows(), [out, sums], add, |rows, [out, sums], add| {
+        gemm_tn_of_part(a.of_rows(rows.clone()), b.of_rows(rows), out, sums, add);
+    });
+}
+
+/// Sums over rows, of which `compute` adds those of some rows, a whole number of [`chunk_rows`] but for the
+/// last; with `add` to what is there. Where there are many more rows than results, parts of them are summed
+/// side by side and then added up in order: threads need not wait for each other after every chunk. The parts
+/// depend on sizes alone, so that the sums do not depend on the number of threads.
+pub(crate) fn in_parts<T: Element>(
+    rows: usize,
+    [out, sums]: [&mut [f32]; 2],
+    add: bool,
+    compute: impl Fn(Range<usize>, [&mut [f32]; 2], bool) + Sync,
+) {
+    let chunks = rows.div_ceil(chunk_rows::<T>());
+    let most = MOST_PARTS.min(MOST_PART_VALUES / out.len().max(1));
+    let parts = (chunks / PART_CHUNKS).min(most);
+    if parts < 2 {
+        return compute(0..rows, [out, sums], add);
+    }
+    let of_part = chunks.div_ceil(parts) * chunk_rows::<T>();
+    let parts = (0..rows).into_par_iter().step_by(of_part).map(|start| {
+        let mut own = [out.len(), sums.len()].map(Buffer::<f32>::scratch);
+        let [own_out, own_sums] = &mut own;
+        compute(start..(start + of_part).min(rows), [own_out, own_sums], false);
+        own
+    });
+    let parts: Vec<[Buffer<f32>; 2]> = parts.collect();
+    for (at, of_part) in parts.iter().enumerate() {
+        for (to, from) in [&mut *out, &mut *sums].into_iter().zip(of_part) {
+            let tasks = to.par_chunks_mut(TASK_VALUES).zip(from.par_chunks(TASK_VALUES));
+            tasks.for_each(|(to, from)| match add || at > 0 {
+                true => elementwise::add(from, to),
+                false => to.copy_from_slice(from),
+            });
+        }
+    }
+}
+
+/// [`gemm_tn`] of all rows one after the other: every output value is accumulated by one task at a time.
+pub(crate) fn gemm_tn_of_part<T: Element>(
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    out: &mut [f32],
+    sums: &mut [f32],
+    add: bool,
+) {
     assert_eq!(out.len(), a.columns * b.columns, "output");
     let rows = a.rows();
     if !add {
@@ -65,7 +131,7 @@ pub(crate) fn gemm_tn<T: Element>(
     let width = panel_width(b.columns);
     let in_rows = T::loads_rows();
     let k_multiple = if in_rows { TILE_K } else { T::K_PACK };
-    let most = if T::has_tiles() { CHUNK_K_OF_TILES } else { CHUNK_K };
+    let most = chunk_rows::<T>();
     let stored = rows.min(most).next_multiple_of(k_multiple);
     let mut lhs_panels = Buffer::scratch(stored * a.columns.next_multiple_of(LANES));
     let mut rhs_panels = Buffer::scratch(stored * b.columns.next_multiple_of(LANES));
@@ -154,7 +220,8 @@ fn pack_panels<T: Element>(
     });
 }
 
-/// The same for the LHS, and adds the rows to `sums`. A panel `in_rows` is `[width, stored]`.
+/// The same for the LHS, and adds the rows to `sums`, unless there are none. A panel `in_rows` is `[width,
+/// stored]`.
 fn pack_lhs_panels<T: Element>(
     matrix: Matrix<'_, T>,
     rows: Range<usize>,
@@ -164,8 +231,7 @@ fn pack_lhs_panels<T: Element>(
     sums: &mut [f32],
     in_rows: bool,
 ) {
-    let panels = out.par_chunks_mut(width * stored).zip(sums.par_chunks_mut(width));
-    panels.enumerate().for_each(|(at, (panel, sums))| {
+    let pack = |at: usize, panel: &mut [T]| {
         let first = at * width;
         if in_rows {
             let mut steps = Buffer::scratch(panel.len());
@@ -175,7 +241,14 @@ fn pack_lhs_panels<T: Element>(
         } else {
             pack_panel(matrix, rows.clone(), stored, first, panel);
         }
-        let from = &matrix.values[rows.start * matrix.row_stride + first..];
+    };
+    let panels = out.par_chunks_mut(width * stored).enumerate();
+    if sums.is_empty() {
+        return panels.for_each(|(at, panel)| pack(at, panel));
+    }
+    panels.zip(sums.par_chunks_mut(width)).for_each(|((at, panel), sums)| {
+        pack(at, panel);
+        let from = &matrix.values[rows.start * matrix.row_stride + at * width..];
         for row in 0..rows.len() {
             elementwise::add(&from[row * matrix.row_stride..][..sums.len()], sums);
         }

@@ -24,7 +24,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use gemm_tn::{Matrix, gemm_tn, layer_gradients};
+pub(crate) use gemm_tn::{Matrix, chunk_rows, gemm_tn, gemm_tn_of_part, in_parts, layer_gradients};
 pub(crate) use pack::{PackedRhs, convert, pack_vnni, transpose_rows};
 use registers::RegisterLoop;
 

@@ -239,11 +239,24 @@ fn transposed_or_in_rows() {
     });
 }
 
+/// More rows than one part of the sums takes, and some more.
+#[test]
+fn parts_of_many_rows() {
+    under_each(|_| {
+        all_forms::<f32>(13_001, 5, 17);
+        all_forms::<Bf16>(13_001, 5, 17);
+    });
+}
+
 /// The same bits by any number of threads.
 #[test]
 fn threads_do_not_matter() {
     under_each(|isa| {
-        let (rows, m, n) = (1600, 200, 150);
+        same_by_threads(isa, [1600, 200, 150]);
+        same_by_threads(isa, [13_001, 20, 15]);
+    });
+
+    fn same_by_threads(isa: Isa, [rows, m, n]: [usize; 3]) {
         let (a, b) = (values(rows * m, 1), values(rows * n, 2));
         let (a, b) = (stored::<Bf16>(&a, m), stored::<Bf16>(&b, n));
         let by = |threads: usize| {
@@ -254,7 +267,7 @@ fn threads_do_not_matter() {
             (out, sums)
         };
         assert!(by(1) == by(3), "{isa:?}");
-    });
+    }
 }
 
 /// Values that are no numbers, in places that a later GEMM pads, do not come back.

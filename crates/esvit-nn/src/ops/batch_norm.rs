@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use esvit_kernels::batch_norm::{Gate, Normalization, Statistics};
-use esvit_kernels::buffer::{self, Buffer};
-use esvit_kernels::element::Element;
+use esvit_kernels::buffer::Buffer;
+use esvit_kernels::element::{Bf16, Element};
 
-use super::cpu::{gradients, made, made_like, values, values_mut};
+use super::cpu::{gradients, made, values, values_mut};
 use super::prelude::*;
 use crate::collective::Collective;
 use crate::tensor::Dtype;
@@ -242,15 +242,15 @@ impl Norm {
     }
 
     /// Makes the gradient of `x [rows, C]` of that of the norm's output, or of the result of a ReLU behind
-    /// it, `dy`; with `dx` it goes there, and `dy` becomes that of a shortcut. Returns those of `gamma` and
-    /// `beta`.
-    pub(super) fn backward<T: Element>(
+    /// it, `dy`; with `dx` it goes there, and behind a gate of results `dy` becomes that of a shortcut. Returns
+    /// those of `gamma` and `beta`.
+    pub(super) fn backward<T: Element, D: Element, O: Element>(
         &self,
         x: &[T],
         inputs: &[Tensor],
         gate: Gate<'_, T>,
-        dy: &mut [f32],
-        dx: Option<&mut [f32]>,
+        dy: &mut [D],
+        dx: Option<&mut [O]>,
     ) -> [Vec<f32>; 2] {
         let (norms, width) = (self.of_runs(inputs), inputs[0].numel());
         let runs = self.runs(x.len() / width);
@@ -280,7 +280,7 @@ impl Norm {
             }
             Some(_) => (1, own),
         };
-        let mut apart: Vec<Option<&mut [f32]>> = match dx {
+        let mut apart: Vec<Option<&mut [O]>> = match dx {
             Some(dx) => split_mut(dx, &runs, width).into_iter().map(Some).collect(),
             None => runs.iter().map(|_| None).collect(),
         };
@@ -288,9 +288,37 @@ impl Norm {
         let parts = parts.zip(&mut apart).zip(norms.iter().zip(sums.chunks_exact(2 * width)));
         for ((((x, gate), dy), dx), (norm, sums)) in parts {
             let (sums, rows) = (sums.split_at(width).into(), world * x.len() / width);
-            norm.backward_input(x, gate, sums, rows, dy, dx.take());
+            match dx.take() {
+                Some(dx) => norm.backward_input_apart(x, gate, sums, rows, dy, dx),
+                None => norm.backward_input(x, gate, sums, rows, dy),
+            }
         }
         affine
+    }
+
+    /// The gradient of `x [rows, C]`, in bf16 if it was `stored` so before it was saved, and those of `gamma`
+    /// and `beta`, of that of what comes out of the `gate`; and what is left of this one.
+    fn gradients<T: Element>(
+        &self,
+        x: &[T],
+        is_stored: bool,
+        inputs: &[Tensor],
+        gate: Gate<'_, T>,
+        mut dy: Tensor,
+    ) -> (Tensor, [Vec<f32>; 2], Option<Tensor>) {
+        let (shape, gradient) = (dy.shape(), values_mut(&mut dy));
+        if is_stored {
+            let mut dx = Buffer::<Bf16>::uninit(x.len());
+            let affine = self.backward(x, inputs, gate, gradient, Some(&mut dx));
+            return (Tensor::of_memory::<Bf16>(dx, shape), affine, Some(dy));
+        }
+        if let Gate::Results(_) = gate {
+            let mut dx = Buffer::<f32>::uninit(x.len());
+            let affine = self.backward(x, inputs, gate, gradient, Some(&mut dx));
+            return (Tensor::of_memory::<f32>(dx, shape), affine, Some(dy));
+        }
+        let affine = self.backward(x, inputs, gate, gradient, None::<&mut [f32]>);
+        (dy, affine, None)
     }
 
     /// The nodes of the norm of a value, whose own inputs are those from `first` on; None for the
@@ -343,10 +371,10 @@ impl Operation for BatchNorm {
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let (x, mut dx) = (pass.saved.take::<SavedRows>().stored(), pass.gradient);
-        let dy = values_mut(&mut dx);
-        let affine = with_stored!(x, x: T => {
-            self.norm.backward::<T>(x, pass.parameters, Gate::Open, dy, None)
+        let x: SavedRows = pass.saved.take();
+        let (is_stored, x, dy) = (x.came_stored(), x.stored(), pass.gradient.to_dtype(Dtype::F32));
+        let (dx, affine, _) = with_stored!(x, x: T => {
+            self.norm.gradients::<T>(x, is_stored, pass.parameters, Gate::Open, dy)
         });
         gradients(Some(dx), affine, pass.parameters)
     }
@@ -413,21 +441,16 @@ impl Operation for BatchNormRelu {
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
         let (x, results): (SavedRows, Option<SavedRows>) = pass.saved.take();
-        let (x, results, mut dy) = (x.stored(), results.map(SavedRows::stored), pass.gradient);
+        let (is_stored, x, results) = (x.came_stored(), x.stored(), results.map(SavedRows::stored));
+        let dy = pass.gradient.to_dtype(Dtype::F32);
         let parameters = &pass.parameters[..self.norm.inputs()];
-        let mut apart = results.as_ref().map(|_| buffer::uninit(dy.numel()));
-        let affine = with_stored!(x, x: T => {
+        let (dx, affine, rest) = with_stored!(x, x: T => {
             let gate = results.as_ref().map_or(Gate::Norm, |y| Gate::Results(y.values::<T>()));
-            let dx = apart.as_deref_mut();
-            self.norm.backward(x, parameters, gate, values_mut(&mut dy), dx)
+            self.norm.gradients(x, is_stored, parameters, gate, dy)
         });
-        let (dx, shortcut) = match apart {
-            Some(dx) => (made_like(dx, &dy), Some(Some(dy))),
-            None => (dy, None),
-        };
         let mut found = gradients(Some(dx), affine, parameters);
         found.resize(1 + self.norm.inputs(), None);
-        found.extend(shortcut);
+        found.extend(self.has_shortcut.then_some(rest));
         found
     }
 }

@@ -2,7 +2,7 @@
 
 use esvit_kernels::batch_norm::{End, Gate, Normalization};
 use esvit_kernels::buffer::Buffer;
-use esvit_kernels::convolution::{self, Gradients};
+use esvit_kernels::convolution::{self, Gradients, OutputGradient, Wanted};
 use esvit_kernels::element::{self, Bf16, Bf16x3};
 use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
@@ -38,7 +38,7 @@ pub fn convolution(
 }
 
 /// The same without bias, whose results a norm takes: they are stored in the precision, as the maps may be,
-/// also where something learns. Gradients are in f32.
+/// also where something learns. The gradient of the norm is so, too.
 ///
 /// # Panics
 /// When a segment has prefix tokens, a filter is not square, or a map is smaller than it.
@@ -207,6 +207,47 @@ impl Convolution {
         Tensor::of_memory::<O>(y, shape)
     }
 
+    /// The gradients of all inputs, that of `x` in `O`.
+    fn gradients<T, I, O>(&self, x: &[I], pass: &Backward<'_>) -> InputGradients
+    where
+        T: element::Element,
+        I: element::Element,
+        O: element::Element + Element<Memory = Buffer<O>>,
+    {
+        let (weight, of_norm) = (values(&pass.parameters[0]), &pass.parameters[1..]);
+        let norms = self.norms(of_norm);
+        let dy = match pass.gradient.dtype() {
+            Dtype::Bf16 => OutputGradient::Bf16(pass.gradient.values()),
+            _ => OutputGradient::F32(values(&pass.gradient)),
+        };
+        let wanted = Wanted {
+            input: pass.wanted[0] || norms.is_some(),
+            bias: norms.is_none() && !of_norm.is_empty(),
+        };
+        let Gradients { x: dx, weight, bias } = convolution::backward::<T, I, O>(
+            x,
+            &self.maps,
+            &self.filter,
+            norms.as_deref(),
+            weight,
+            dy,
+            wanted,
+        );
+        let shape = [x.len() / self.filter.channels, self.filter.channels];
+        let made = |dx| Tensor::of_memory::<O>(dx, shape);
+        let Some(norm) = &self.norm else {
+            // Without a bias, its gradient is left over.
+            return gradients(dx.map(made), [weight, bias], pass.parameters);
+        };
+        let mut dx = dx.expect("asked for");
+        let affine = norm.backward(x, of_norm, Gate::Norm, &mut dx, None::<&mut [O]>);
+        let mut found = gradients(Some(made(dx)), [weight], pass.parameters);
+        let affine = affine.into_iter().zip(of_norm);
+        found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
+        found.resize(1 + pass.parameters.len(), None);
+        found
+    }
+
     /// The norm of every size of maps, with inputs `x`, `weight` and so on.
     fn norms(&self, of_norm: &[Tensor]) -> Option<Vec<Normalization>> {
         self.norm.as_ref().map(|norm| norm.of_maps(of_norm, self.maps.len()))
@@ -256,32 +297,13 @@ impl Operation for Convolution {
         (y, saved)
     }
 
-    fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let x = pass.saved.take::<SavedRows>().stored();
-        let (weight, dy) = (values(&pass.parameters[0]), values(&pass.gradient));
-        let of_norm = &pass.parameters[1..];
-        let norms = self.norms(of_norm);
-        let input = pass.wanted[0] || norms.is_some();
-        let Gradients { x: dx, weight, bias } = with_element!(self.compute.precision, T => {
-            let norms = norms.as_deref();
-            with_stored!(x, x: I => {
-                convolution::backward::<T, I>(x, &self.maps, &self.filter, norms, weight, dy, input)
-            })
-        });
-        let Some(norm) = &self.norm else {
-            let dx = dx.map(|dx| made_like(dx, &x));
-            // Without a bias, its gradient is left over.
-            return gradients(dx, [weight, bias], pass.parameters);
-        };
-        let mut dx = dx.expect("asked for");
-        let affine = with_stored!(x, x: I => {
-            norm.backward::<I>(x, of_norm, Gate::Norm, &mut dx, None)
-        });
-        let mut found = gradients(Some(made_like(dx, &x)), [weight], pass.parameters);
-        let affine = affine.into_iter().zip(of_norm);
-        found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
-        found.resize(1 + pass.parameters.len(), None);
-        found
+    fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
+        let x = std::mem::replace(&mut pass.saved, Saved::new(())).take::<SavedRows>();
+        let (is_stored, x) = (x.came_stored() && self.norm.is_some(), x.stored());
+        with_stored!(x, x: I => match (self.compute.precision, is_stored) {
+            (Precision::Bf16, true) => self.gradients::<Bf16, I, Bf16>(x, &pass),
+            (precision, _) => with_element!(precision, T => self.gradients::<T, I, f32>(x, &pass)),
+        })
     }
 }
 
@@ -396,8 +418,8 @@ impl Operation for MaxPool {
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
         let places: Vec<u8> = pass.saved.take();
-        let dy = values(&pass.gradient);
-        let dx = pooling::max_pool_backward(dy, &places, &self.maps, &self.filter);
+        let dy = pass.gradient.to_dtype(Dtype::F32);
+        let dx = pooling::max_pool_backward(values(&dy), &places, &self.maps, &self.filter);
         let shape = [dx.len() / self.filter.channels, self.filter.channels];
         vec![Some(made(dx, shape))]
     }

@@ -13,8 +13,9 @@ use crate::tape::Saved;
 use crate::tensor::{Dtype, Tensor};
 
 /// The type of GEMM operands and saved activations. Parameters, reductions, softmax, losses and
-/// everything between operations are f32, but for the maps of a ResNet, whose gradients are, and where nothing
-/// learns for what lies between some others, such as queries, keys and values: those are stored as operands are.
+/// everything between operations are f32, but for the maps of a ResNet within a branch and their gradients,
+/// and where nothing learns for what lies between some others, such as queries, keys and values: those are
+/// stored as operands are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -41,9 +42,10 @@ impl Precision {
     pub(super) fn save(self, x: Tensor) -> SavedRows {
         match (self, x.dtype()) {
             (Self::Bf16, Dtype::F32) => {
-                SavedRows(Tensor::of_memory::<Bf16>(rounded(values(&x)), x.shape()))
+                let rows = Tensor::of_memory::<Bf16>(rounded(values(&x)), x.shape());
+                SavedRows { rows, dtype: Dtype::F32 }
             }
-            _ => SavedRows(x),
+            (_, dtype) => SavedRows { rows: x, dtype },
         }
     }
 
@@ -87,17 +89,27 @@ impl Precision {
 
 /// Rows that are saved for the backward pass.
 #[derive(Debug)]
-pub(super) struct SavedRows(Tensor);
+pub(super) struct SavedRows {
+    rows: Tensor,
+    /// Their type before they were saved.
+    dtype: Dtype,
+}
 
 impl SavedRows {
     /// The rows in f32.
     pub(super) fn restored(self) -> Tensor {
-        self.0.to_dtype(Dtype::F32)
+        self.rows.to_dtype(Dtype::F32)
     }
 
     /// The rows as they are saved: see [`with_stored`].
     pub(super) fn stored(self) -> Tensor {
-        self.0
+        self.rows
+    }
+
+    /// Whether they were in bf16 before they were saved: then their gradient may be, too, which a norm
+    /// gives to the convolution before it.
+    pub(super) fn came_stored(&self) -> bool {
+        self.dtype == Dtype::Bf16
     }
 }
 

@@ -45,51 +45,13 @@ fn in_words(
         value = value.as_array()?.get(place)?;
         field = field.get("items")?;
     }
-    let mut key = key.to_owned();
-    // A table that may be left out is read as a whole.
-    if let toml::Value::Table(table) = value
-        && takes(field)?.contains("a table")
-    {
-        let fields = table
-            .iter()
-            .filter_map(|(name, value)| Some((name, value, find(field, &[name.as_str()], names)?)));
-        let (name, inner, inner_field) =
-            fields.into_iter().find(|(_, value, field)| !fits(field, value))?;
-        key = format!("{key}.{name}");
-        (value, field) = (inner, inner_field);
-    }
+    let key = key.to_owned();
     let shown = shown(value);
     if let Some(most) = largest(message).filter(|&most| number(value).is_some_and(|n| n > most)) {
         return Some((key, format!("{shown} is too large, the most is {most}")));
     }
     let message = format!("{shown} is not {}{}", takes(field)?, meant(field, value));
     Some((key, message))
-}
-
-/// Whether a value is of the type of a setting.
-fn fits(schema: &Value, value: &toml::Value) -> bool {
-    let is_word = |word: &Value| value.as_str().is_some_and(|text| word.as_str() == Some(text));
-    if let Some(words) = schema["enum"].as_array() {
-        return words.iter().any(is_word);
-    }
-    if let Some(word) = schema.get("const") {
-        return is_word(word);
-    }
-    if let Some(choices) = schema["anyOf"].as_array() {
-        return choices.iter().any(|choice| fits(choice, value));
-    }
-    let is_number = value.is_integer() || value.is_float();
-    match kind(schema) {
-        Some("boolean") => value.is_bool(),
-        Some("integer") => {
-            value.as_integer().is_some_and(|number| Some(number) >= schema["minimum"].as_i64())
-        }
-        Some("number") => is_number,
-        Some("string") => value.is_str(),
-        Some("array") => value.is_array(),
-        Some("length") => is_number || value.is_str(),
-        _ => true,
-    }
 }
 
 fn shown(value: &toml::Value) -> String {
