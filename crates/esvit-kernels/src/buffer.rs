@@ -66,8 +66,8 @@ impl<T: Element> Buffer<T> {
         Self::take(len, Lifetime::Saved)
     }
 
-    /// The same with [`Lifetime::Scratch`].
-    pub(crate) fn scratch(len: usize) -> Self {
+    /// The same for a short time: within a backward pass, or until it ends.
+    pub fn scratch(len: usize) -> Self {
         Self::take(len, Lifetime::Scratch)
     }
 

@@ -20,7 +20,9 @@ use crate::elementwise::{add, update};
 use crate::gemm::{Lhs, Matrix, PackedRhs, chunk_rows, gemm_tn, gemm_tn_of_part, in_parts};
 use crate::maps::{Filter, Maps};
 use crate::profile;
-use crate::rows::{BLOCK_SHARES, PanelTile, block_rows, for_each_tile, linear, store};
+use crate::rows::{
+    BLOCK_SHARES, PanelTile, add_linear, add_tile, block_rows, for_each_tile, linear, store,
+};
 use lines::{PaddedMaps, TILE_ROWS, line_values};
 
 /// Values of the rows that the backward pass adds up for the gradient of the input at a time, unless one
@@ -82,20 +84,31 @@ impl<'a> OutputGradient<'a> {
     }
 }
 
-/// Which gradients [`backward`] computes besides those of the filters.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// That of the input.
-    pub input: bool,
-    /// That of the bias.
-    pub bias: bool,
+/// Where the gradient of a convolution's input goes, of as many values as the input has.
+#[derive(Debug)]
+pub enum InputGradient<'a, O> {
+    /// Nowhere.
+    Unwanted,
+    /// There.
+    Stored(&'a mut [O]),
+    /// To what is there.
+    Added(&'a mut [O]),
+}
+
+impl<O> InputGradient<'_, O> {
+    /// Of some values.
+    fn of(&mut self, values: Range<usize>) -> InputGradient<'_, O> {
+        match self {
+            Self::Unwanted => InputGradient::Unwanted,
+            Self::Stored(dx) => InputGradient::Stored(&mut dx[values]),
+            Self::Added(dx) => InputGradient::Added(&mut dx[values]),
+        }
+    }
 }
 
 /// Gradients of a convolution.
 #[derive(Debug)]
-pub struct Gradients<O: Element> {
-    /// Of the input, if wanted.
-    pub x: Option<Buffer<O>>,
+pub struct Gradients {
     /// Of the filters.
     pub weight: Vec<f32>,
     /// Of the bias; empty unless wanted.
@@ -109,7 +122,8 @@ pub struct Gradients<O: Element> {
 pub fn pack<T: Element>(filter: &Filter, weight: &[f32], bias: Option<&[f32]>) -> PackedFilters<T> {
     assert!(weight.len().is_multiple_of(filter.values()), "whole filters");
     let (own, line) = (filter.side * filter.channels, line_values::<T>(filter));
-    let mut weight = channels_last(filter, weight);
+    let ordered = channels_last(filter, weight);
+    let mut weight = Cow::from(ordered.as_deref().unwrap_or(weight));
     if line > own {
         let lines = weight.chunks_exact(own);
         let zeros = std::iter::repeat_n(&0.0, line - own);
@@ -120,21 +134,20 @@ pub fn pack<T: Element>(filter: &Filter, weight: &[f32], bias: Option<&[f32]>) -
     PackedFilters { rhs, line }
 }
 
-/// Filters with the channel as their last axis, `[out, side, side, C]`.
-fn channels_last<'a>(filter: &Filter, weight: &'a [f32]) -> Cow<'a, [f32]> {
+/// Filters with the channel as their last axis, `[out, side, side, C]`; None where they are that already.
+fn channels_last(filter: &Filter, weight: &[f32]) -> Option<Buffer<f32>> {
     let (channels, taps) = (filter.channels, filter.side * filter.side);
     if taps == 1 || channels == 1 {
-        return weight.into();
+        return None;
     }
-    // Not of the pool, to which nobody would return it.
-    let mut ordered = vec![0.0; weight.len()];
+    let mut ordered = Buffer::<f32>::scratch(weight.len());
     let filters = ordered.par_chunks_mut(filter.values()).zip(weight.par_chunks(filter.values()));
     filters.for_each(|(to, from)| {
         for (tap, to) in to.chunks_exact_mut(channels).enumerate() {
             to.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(|(to, from)| *to = *from);
         }
     });
-    ordered.into()
+    Some(ordered)
 }
 
 /// The inverse of [`channels_last`].
@@ -237,7 +250,7 @@ pub fn forward<T: Element, I: Element, O: Element>(
     packed: &PackedFilters<T>,
 ) -> Buffer<O> {
     let mut y = Buffer::<O>::uninit(filter.positions_of_all(maps) * packed.rhs.n());
-    Convolution { maps, filter, packed, phase: FORWARD }.store(x, norms, &mut y);
+    Convolution { maps, filter, packed, phase: FORWARD }.store(x, norms, &mut y, false);
     y
 }
 
@@ -287,15 +300,26 @@ struct Convolution<'a, T: Element> {
 }
 
 impl<T: Element> Convolution<'_, T> {
-    /// Stores the results in `y`.
-    fn store<I: Element, O: Element>(&self, x: &[I], norms: Option<&[Normalization]>, y: &mut [O]) {
-        let outputs = self.packed.rhs.n();
+    /// Stores the results in `y`, or with `adds` adds them.
+    fn store<I: Element, O: Element>(
+        &self,
+        x: &[I],
+        norms: Option<&[Normalization]>,
+        y: &mut [O],
+        adds: bool,
+    ) {
+        let (rhs, outputs) = (&self.packed.rhs, self.packed.rhs.n());
         let operand = |number: usize, x| Operand::new(x, norms.map(|norms| &norms[number]));
-        let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [O]| {
-            linear(lhs, count, &self.packed.rhs, y, outputs);
+        let multiply = |lhs: Lhs<'_, T>, count, _, y: &mut [O]| match adds {
+            true => add_linear(lhs, count, rhs, y),
+            false => linear(lhs, count, rhs, y, outputs),
         };
         let finish = |tile: PanelTile<'_>, _, y: &mut [O]| {
-            store(tile.values, tile.width, tile.columns, &mut y[tile.column..], outputs);
+            let PanelTile { values, width, columns, column, .. } = tile;
+            match adds {
+                true => add_tile(values, width, columns, &mut y[column..], outputs),
+                false => store(values, width, columns, &mut y[column..], outputs),
+            }
         };
         self.compute(x, y, operand, multiply, finish);
     }
@@ -352,10 +376,11 @@ impl<T: Element> Convolution<'_, T> {
 }
 
 /// Gradients from that of the output for the arguments of [`forward`] and `weight [out, C, side, side]`, that
-/// of the input in any element type. With `norms` it is the gradient of what they and ReLU make of it.
+/// of the bias only with `bias`. With `norms` that of the input is the gradient of what they and ReLU make of it.
 ///
 /// # Panics
 /// When lengths do not match.
+#[allow(clippy::too_many_arguments)]
 pub fn backward<T: Element, I: Element, O: Element>(
     x: &[I],
     maps: &[Maps],
@@ -363,14 +388,19 @@ pub fn backward<T: Element, I: Element, O: Element>(
     norms: Option<&[Normalization]>,
     weight: &[f32],
     dy: OutputGradient<'_>,
-    wanted: Wanted,
-) -> Gradients<O> {
+    mut dx: InputGradient<'_, O>,
+    bias: bool,
+) -> Gradients {
     let columns = filter.values();
     let outputs = weight.len() / columns;
-    let packed = wanted.input.then(|| InputFilters::<T>::new(filter, weight));
-    let mut dx = Buffer::<O>::scratch(if wanted.input { x.len() } else { 0 });
+    let packed = match &dx {
+        InputGradient::Unwanted => None,
+        InputGradient::Stored(_) | InputGradient::Added(_) => {
+            Some(InputFilters::<T>::new(filter, weight))
+        }
+    };
     let mut dweight = buffer::zeroed(weight.len());
-    let mut dbias = vec![0.0; if wanted.bias { outputs } else { 0 }];
+    let mut dbias = vec![0.0; if bias { outputs } else { 0 }];
     let (mut first_row, mut first_position) = (0, 0);
     for (number, maps) in maps.iter().enumerate() {
         let (tokens, positions) = (maps.tokens(), filter.output(maps).tokens());
@@ -381,7 +411,7 @@ pub fn backward<T: Element, I: Element, O: Element>(
             let (end_row, end_position) =
                 (first_row + images * tokens, first_position + images * positions);
             let own = first_row * filter.channels..end_row * filter.channels;
-            let dx: &mut [O] = if wanted.input { &mut dx[own.clone()] } else { &mut [] };
+            let dx = dx.of(own.clone());
             let band = Band {
                 x: &x[own],
                 norm: norms.map(|norms| &norms[number]),
@@ -400,7 +430,7 @@ pub fn backward<T: Element, I: Element, O: Element>(
         "rows of all maps"
     );
     let weight = channels_first(filter, dweight);
-    Gradients { x: wanted.input.then_some(dx), weight, bias: dbias }
+    Gradients { weight, bias: dbias }
 }
 
 /// Filters as a packed GEMM operand of the gradient of the input.
@@ -416,12 +446,13 @@ impl<T: Element> InputFilters<T> {
     fn new(filter: &Filter, weight: &[f32]) -> Self {
         let &Filter { channels, side, stride, padding } = filter;
         if side == 1 || stride > 1 || padding >= side {
-            let weight = channels_last(filter, weight);
-            return Self::Rows(PackedRhs::from_rows(&weight, filter.values(), None));
+            let ordered = channels_last(filter, weight);
+            let weight = ordered.as_deref().unwrap_or(weight);
+            return Self::Rows(PackedRhs::from_rows(weight, filter.values(), None));
         }
         let (taps, outputs) = (side * side, weight.len() / filter.values());
         let filter = Filter { channels: outputs, side, stride, padding: side - 1 - padding };
-        let mut turned = vec![0.0; weight.len()];
+        let mut turned = Buffer::<f32>::scratch(weight.len());
         turned.par_chunks_mut(filter.values()).enumerate().for_each(|(channel, to)| {
             for (output, to) in to.chunks_exact_mut(taps).enumerate() {
                 let from = &weight[(output * channels + channel) * taps..][..taps];
@@ -443,13 +474,13 @@ struct Band<'a, I: Element> {
 }
 
 impl<I: Element> Band<'_, I> {
-    /// Adds the gradients of filters, channels last, and bias to `sums`; with the filters, stores that of the
-    /// input in `dx`.
+    /// Adds the gradients of filters, channels last, and bias to `sums`; `packed` has the filters where that of
+    /// the input is wanted.
     fn backward<T: Element, O: Element>(
         &self,
         packed: Option<&InputFilters<T>>,
         sums: [&mut [f32]; 2],
-        dx: &mut [O],
+        dx: InputGradient<'_, O>,
     ) {
         let (outputs, count) = (self.outputs, self.positions());
         let mut converted = None;
@@ -462,12 +493,16 @@ impl<I: Element> Band<'_, I> {
             rows
         });
         self.add_filter_gradients(Matrix::new(dy, outputs), sums);
-        match packed {
-            None => {}
-            Some(InputFilters::Turned(turned, packed)) => {
-                self.convolve_gradients(turned, packed, dy, dx);
+        let (dx, adds) = match dx {
+            InputGradient::Unwanted => return,
+            InputGradient::Stored(dx) => (dx, false),
+            InputGradient::Added(dx) => (dx, true),
+        };
+        match packed.expect("filters for a gradient that is wanted") {
+            InputFilters::Turned(turned, packed) => {
+                self.convolve_gradients(turned, packed, dy, dx, adds);
             }
-            Some(InputFilters::Rows(packed)) => self.add_rows(dy, packed, dx),
+            InputFilters::Rows(packed) => self.add_rows(dy, packed, dx, adds),
         }
     }
 
@@ -513,26 +548,34 @@ impl<I: Element> Band<'_, I> {
     }
 
     /// The gradient of the input by rows under the filter, added up where they overlap.
-    fn add_rows<T: Element, O: Element>(&self, dy: &[T], packed: &PackedRhs<T>, dx: &mut [O]) {
+    fn add_rows<T: Element, O: Element>(
+        &self,
+        dy: &[T],
+        packed: &PackedRhs<T>,
+        dx: &mut [O],
+        adds: bool,
+    ) {
         let Self { maps, filter, outputs, .. } = self;
         let (columns, count) = (filter.values(), self.positions());
         let (row, size) = (padded_row_len::<T>(*outputs), block_rows::<T>(count, columns));
         profile::time(BACKWARD_ROWS, count * columns * outputs, || {
             if filter.is_pointwise() {
-                return multiply_rows(dy, row, size, packed, dx);
+                return multiply_rows(dy, row, size, packed, dx, adds);
             }
             let mut drows = Buffer::<f32>::scratch(count * columns);
-            multiply_rows(dy, row, size, packed, &mut drows);
+            multiply_rows(dy, row, size, packed, &mut drows, false);
             let image = (maps.tokens() * filter.channels).max(1);
             let rows = drows.par_chunks((count / maps.images * columns).max(1));
             dx.par_chunks_mut(image).zip(rows).for_each(|(dx, drows)| {
+                if !adds {
+                    dx.fill(O::default());
+                }
                 if let Some(dx) = O::as_f32_mut(dx) {
-                    dx.fill(0.0);
                     return scatter(drows, maps.size, filter, dx);
                 }
                 let mut sums = Buffer::<f32>::zeroed(dx.len());
                 scatter(drows, maps.size, filter, &mut sums);
-                update(dx, [&sums[..]], |_, [value]| value);
+                update(dx, [&sums[..]], |dx, [value]| dx + value);
             });
         });
     }
@@ -545,29 +588,36 @@ impl<I: Element> Band<'_, I> {
         packed: &PackedFilters<T>,
         rows: &[T],
         dx: &mut [O],
+        adds: bool,
     ) {
         let maps = [self.filter.output(&self.maps)];
         let convolution = Convolution { maps: &maps, filter: turned, packed, phase: BACKWARD_ROWS };
         match self.dy {
-            _ if rows.len() == self.dy.len() => convolution.store(rows, None, dx),
-            OutputGradient::F32(dy) => convolution.store(dy, None, dx),
-            OutputGradient::Bf16(dy) => convolution.store(dy, None, dx),
+            _ if rows.len() == self.dy.len() => convolution.store(rows, None, dx, adds),
+            OutputGradient::F32(dy) => convolution.store(dy, None, dx, adds),
+            OutputGradient::Bf16(dy) => convolution.store(dy, None, dx, adds),
         }
     }
 }
 
-/// Multiplies rows, `row` values apart, `size` at a time with all columns.
+/// Multiplies rows, `row` values apart, `size` at a time with all columns; with `adds` adds the results.
 fn multiply_rows<T: Element, O: Element>(
     rows: &[T],
     row: usize,
     size: usize,
     packed: &PackedRhs<T>,
     to: &mut [O],
+    adds: bool,
 ) {
     let columns = packed.n();
     let blocks = to.par_chunks_mut(size * columns).zip(rows.par_chunks(size * row));
     blocks.for_each(|(to, rows)| {
-        linear(Lhs::from_rows(rows, row), to.len() / columns, packed, to, columns);
+        let (lhs, count) = (Lhs::from_rows(rows, row), to.len() / columns);
+        if adds {
+            add_linear(lhs, count, packed, to)
+        } else {
+            linear(lhs, count, packed, to, columns)
+        }
     });
 }
 
@@ -578,7 +628,7 @@ mod tests {
     use crate::element::{self, Bf16};
     use crate::isa::tests::under_each;
     use crate::maps::tests::meetings;
-    use crate::testing::{assert_near_for, normal, rounded, wide};
+    use crate::testing::{assert_near, assert_near_for, normal, rounded, wide};
     use proptest::prelude::*;
 
     /// Output and gradients of input, filters (channels last) and bias in f64.
@@ -617,8 +667,11 @@ mod tests {
         let x = normal(tokens * filter.channels, 1);
         let weight = normal(filter.values() * outputs, 2);
         let (bias, dy) = (normal(outputs, 3), normal(positions * outputs, 4));
-        let ordered = channels_last(filter, &weight);
-        assert_eq!(channels_first(filter, ordered.to_vec()), weight);
+        let last = |weight: &[f32]| {
+            channels_last(filter, weight).map_or(weight.to_vec(), Buffer::into_vec)
+        };
+        let ordered = last(&weight);
+        assert_eq!(channels_first(filter, ordered.clone()), weight);
         let values = [rounded::<T>(&x), rounded::<T>(&ordered), wide(&bias), rounded::<T>(&dy)];
         let expected = definition(values.each_ref().map(Vec::as_slice), maps, filter);
         let sizes = values.map(|v| v.into_iter().map(f64::abs).collect::<Vec<_>>());
@@ -634,15 +687,22 @@ mod tests {
         let without = forward::<T, f32, f32>(&x, maps, filter, None, &packed);
         let added = without.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b);
         near(0, "without bias", &added.collect::<Vec<f32>>());
-        let gradients = |input, bias| {
-            let (dy, wanted) = (OutputGradient::F32(&dy), Wanted { input, bias });
-            backward::<T, f32, f32>(&x, maps, filter, None, &weight, dy, wanted)
-        };
-        let (found, without) = (gradients(true, true), gradients(false, false));
+        let dy = OutputGradient::F32(&dy);
+        let gradients =
+            |dx, bias| backward::<T, _, _>(&x, maps, filter, None, &weight, dy, dx, bias);
+        let mut dx = vec![f32::NAN; x.len()];
+        let found = gradients(InputGradient::Stored(&mut dx), true);
+        let without = gradients(InputGradient::<f32>::Unwanted, false);
         assert_eq!(found.weight, without.weight);
-        assert!(without.x.is_none() && without.bias.is_empty());
-        near(1, "dx", &found.x.unwrap());
-        near(2, "dweight", &channels_last(filter, &found.weight));
+        assert!(without.bias.is_empty());
+        let before = normal(x.len(), 5);
+        let mut sum = before.clone();
+        gradients(InputGradient::Added(&mut sum), false);
+        let added = before.iter().zip(&dx).map(|(before, dx)| before + dx);
+        let added: Vec<f64> = added.map(f64::from).collect();
+        assert_near(&format!("added: {} {maps:?} {filter:?}", T::NAME), &sum, &added, 1e-5);
+        near(1, "dx", &dx);
+        near(2, "dweight", &last(&found.weight));
         near(3, "dbias", &found.bias);
     }
 
@@ -673,12 +733,12 @@ mod tests {
         check_ends::<T, Bf16>(&apart, maps, filter, &packed, &y);
         let dy = normal(y.len(), 4);
         let gradients = |x: &[f32], norms| {
-            let (dy, wanted) = (OutputGradient::F32(&dy), Wanted { input: true, bias: false });
-            backward::<T, f32, f32>(x, maps, filter, norms, &weight, dy, wanted)
+            let (mut dx, dy) = (vec![f32::NAN; x.len()], OutputGradient::F32(&dy));
+            let to = InputGradient::Stored(&mut dx[..]);
+            let found = backward::<T, _, _>(x, maps, filter, norms, &weight, dy, to, false);
+            (dx, found.weight)
         };
-        let (found, expected) = (gradients(&x, Some(&norms)), gradients(&apart, None));
-        assert_eq!(found.x.unwrap()[..], expected.x.unwrap()[..]);
-        assert_eq!(found.weight, expected.weight);
+        assert_eq!(gradients(&x, Some(&norms)), gradients(&apart, None));
     }
 
     /// Maps in bf16 give what their values give in f32, with and without a norm before the convolution, and
@@ -700,17 +760,21 @@ mod tests {
             let found = forward::<Bf16, Bf16, Bf16>(&x, maps, filter, norms, &packed);
             assert!(found[..] == element::rounded(&expected)[..]);
             let dy = normal(expected.len(), 4);
-            let wanted = Wanted { input: true, bias: true };
             let (wide_dy, dy) = (OutputGradient::F32(&dy), element::rounded(&dy));
             let dy = OutputGradient::Bf16(&dy[..]);
-            let expected =
-                backward::<Bf16, f32, f32>(&wide, maps, filter, norms, weight, wide_dy, wanted);
-            let found = backward::<Bf16, Bf16, f32>(&x, maps, filter, norms, weight, dy, wanted);
-            assert_eq!((&found.weight, &found.bias), (&expected.weight, &expected.bias));
-            let expected = expected.x.unwrap();
-            assert_eq!(found.x.unwrap()[..], expected[..]);
-            let stored = backward::<Bf16, Bf16, Bf16>(&x, maps, filter, norms, weight, dy, wanted);
-            assert_eq!(stored.x.unwrap()[..], element::rounded(&expected)[..]);
+            let mut wide_dx = vec![f32::NAN; x.len()];
+            let to = InputGradient::Stored(&mut wide_dx[..]);
+            let of_wide =
+                backward::<Bf16, _, _>(&wide, maps, filter, norms, weight, wide_dy, to, true);
+            let mut dx = vec![f32::NAN; x.len()];
+            let to = InputGradient::Stored(&mut dx[..]);
+            let found = backward::<Bf16, _, _>(&x, maps, filter, norms, weight, dy, to, true);
+            assert_eq!((&found.weight, &found.bias), (&of_wide.weight, &of_wide.bias));
+            assert_eq!(dx, wide_dx);
+            let mut stored = vec![Bf16::from_f32(f32::NAN); x.len()];
+            let to = InputGradient::Stored(&mut stored[..]);
+            backward::<Bf16, _, _>(&x, maps, filter, norms, weight, dy, to, true);
+            assert_eq!(stored[..], element::rounded(&dx)[..]);
         }
     }
 

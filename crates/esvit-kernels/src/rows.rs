@@ -314,7 +314,41 @@ pub(crate) fn linear<T: Element, U: Element>(
     });
 }
 
+/// The same, added to rows of `to` that have no padding.
+pub(crate) fn add_linear<T: Element, U: Element>(
+    lhs: Lhs<'_, T>,
+    rows: usize,
+    rhs: &PackedRhs<T>,
+    to: &mut [U],
+) {
+    if rows == 0 {
+        return;
+    }
+    if rhs.n().is_multiple_of(LANES)
+        && let Some(to) = U::as_f32_mut(to)
+    {
+        return rhs.gemm(lhs, rows, to, rhs.n(), true);
+    }
+    for_each_panel(lhs, rows, rhs, |first, columns, tile, padded| {
+        add_tile(tile, padded, columns, &mut to[first..], rhs.n());
+    });
+}
+
 dispatch! {
+    /// Adds a panel's result `[rows, width]` to the first `columns` columns of `to`, whose rows are `to_row`
+    /// values apart.
+    pub(crate) fn add_tile<T: Element>(
+        tile: &[f32],
+        width: usize,
+        columns: usize,
+        to: &mut [T],
+        to_row: usize,
+    ) {
+        for (tile, to) in tile.chunks_exact(width).zip(to.chunks_mut(to_row)) {
+            update(&mut to[..columns], [tile], |to, [value]| to + value);
+        }
+    }
+
     /// Stores a panel's result `[rows, width]` in the first `columns` columns of `to`, whose rows
     /// are `to_row` values apart.
     pub(crate) fn store<I: Element, T: Element>(

@@ -42,6 +42,9 @@ pub struct Backward<'a> {
     pub gradient: Tensor,
     /// Of every input, whether its gradient is used.
     pub wanted: &'a [bool],
+    /// The sum of what other operations have given as the gradient of input 0, in f32, for one that
+    /// [adds](Operation::adds_to_sum) its own to it.
+    pub sum: Option<Tensor>,
 }
 
 /// The gradients of an operation's inputs; those of the last ones may be left out.
@@ -72,6 +75,12 @@ pub trait Operation: Any + Debug + Send + Sync {
     /// The default is for operations without a derivative.
     fn backward(&self, _pass: Backward<'_>) -> InputGradients {
         panic!("{self:?} has no derivative")
+    }
+
+    /// Whether [`Operation::backward`] gives as the gradient of input 0 the sum with [`Backward::sum`], if there
+    /// is one: that takes less memory than a gradient to be added, and less time.
+    fn adds_to_sum(&self) -> bool {
+        false
     }
 
     /// Whether [`Operation::backward`] reads the values of an input, from the second (1) on: else the
@@ -209,11 +218,14 @@ impl Tape {
             };
             let Recorded { operation, inputs, parameters, saved } = recorded;
             let wanted: Vec<bool> = inputs.iter().map(|(value, _)| value.is_some()).collect();
+            let takes = |sum: &mut Tensor| operation.adds_to_sum() && sum.dtype() == Dtype::F32;
+            let sum = inputs[0].0.and_then(|value| gradients[value].take_if(takes));
             let found = operation.backward(Backward {
                 saved: saved.unwrap_or_else(|| Saved::new(())),
                 parameters: &parameters,
                 gradient: gradient.reshape(shape),
                 wanted: &wanted,
+                sum,
             });
             for ((value, _), gradient) in inputs.into_iter().zip(found) {
                 let (Some(value), Some(gradient)) = (value, gradient) else { continue };

@@ -2,7 +2,7 @@
 
 use esvit_kernels::batch_norm::{End, Gate, Normalization};
 use esvit_kernels::buffer::Buffer;
-use esvit_kernels::convolution::{self, Gradients, OutputGradient, Wanted};
+use esvit_kernels::convolution::{self, Gradients, InputGradient, OutputGradient};
 use esvit_kernels::element::{self, Bf16, Bf16x3};
 use esvit_kernels::maps::Maps;
 use esvit_kernels::pooling;
@@ -207,8 +207,13 @@ impl Convolution {
         Tensor::of_memory::<O>(y, shape)
     }
 
-    /// The gradients of all inputs, that of `x` in `O`.
-    fn gradients<T, I, O>(&self, x: &[I], pass: &Backward<'_>) -> InputGradients
+    /// The gradients of all inputs, that of `x` in `O`, or added to `sum`.
+    fn gradients<T, I, O>(
+        &self,
+        x: &[I],
+        pass: &Backward<'_>,
+        sum: Option<Tensor>,
+    ) -> InputGradients
     where
         T: element::Element,
         I: element::Element,
@@ -220,28 +225,35 @@ impl Convolution {
             Dtype::Bf16 => OutputGradient::Bf16(pass.gradient.values()),
             _ => OutputGradient::F32(values(&pass.gradient)),
         };
-        let wanted = Wanted {
-            input: pass.wanted[0] || norms.is_some(),
-            bias: norms.is_none() && !of_norm.is_empty(),
+        let (adds, wants) = (sum.is_some(), pass.wanted[0] || norms.is_some());
+        let shape = [x.len() / self.filter.channels, self.filter.channels];
+        let new = || wants.then(|| Tensor::of_memory::<O>(Buffer::scratch(x.len()), shape));
+        let mut dx = sum.or_else(new);
+        let to = match &mut dx {
+            None => InputGradient::Unwanted,
+            Some(dx) if adds => InputGradient::Added(dx.values_mut::<O>()),
+            Some(dx) => InputGradient::Stored(dx.values_mut()),
         };
-        let Gradients { x: dx, weight, bias } = convolution::backward::<T, I, O>(
+        let has_bias = norms.is_none() && !of_norm.is_empty();
+        let Self { maps, filter, .. } = self;
+        let found = convolution::backward::<T, I, O>(
             x,
-            &self.maps,
-            &self.filter,
+            maps,
+            filter,
             norms.as_deref(),
             weight,
             dy,
-            wanted,
+            to,
+            has_bias,
         );
-        let shape = [x.len() / self.filter.channels, self.filter.channels];
-        let made = |dx| Tensor::of_memory::<O>(dx, shape);
+        let Gradients { weight, bias } = found;
         let Some(norm) = &self.norm else {
             // Without a bias, its gradient is left over.
-            return gradients(dx.map(made), [weight, bias], pass.parameters);
+            return gradients(dx, [weight, bias], pass.parameters);
         };
         let mut dx = dx.expect("asked for");
-        let affine = norm.backward(x, of_norm, Gate::Norm, &mut dx, None::<&mut [O]>);
-        let mut found = gradients(Some(made(dx)), [weight], pass.parameters);
+        let affine = norm.backward(x, of_norm, Gate::Norm, dx.values_mut::<O>(), None::<&mut [O]>);
+        let mut found = gradients(Some(dx), [weight], pass.parameters);
         let affine = affine.into_iter().zip(of_norm);
         found.extend(affine.map(|(gradient, parameter)| Some(made_like(gradient, parameter))));
         found.resize(1 + pass.parameters.len(), None);
@@ -297,12 +309,19 @@ impl Operation for Convolution {
         (y, saved)
     }
 
+    fn adds_to_sum(&self) -> bool {
+        self.norm.is_none()
+    }
+
     fn backward(&self, mut pass: Backward<'_>) -> InputGradients {
         let x = std::mem::replace(&mut pass.saved, Saved::new(())).take::<SavedRows>();
         let (is_stored, x) = (x.came_stored() && self.norm.is_some(), x.stored());
+        let sum = pass.sum.take();
         with_stored!(x, x: I => match (self.compute.precision, is_stored) {
-            (Precision::Bf16, true) => self.gradients::<Bf16, I, Bf16>(x, &pass),
-            (precision, _) => with_element!(precision, T => self.gradients::<T, I, f32>(x, &pass)),
+            (Precision::Bf16, true) => self.gradients::<Bf16, I, Bf16>(x, &pass, sum),
+            (precision, _) => with_element!(precision, T => {
+                self.gradients::<T, I, f32>(x, &pass, sum)
+            }),
         })
     }
 }

@@ -174,7 +174,7 @@ impl Operation for Binary {
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let Backward { saved, parameters, gradient, wanted } = pass;
+        let Backward { saved, parameters, gradient, wanted, .. } = pass;
         let (x, from): (Option<Tensor>, Shape) = saved.take();
         let x = || x.as_ref().expect("saved, as the right operand is no number");
         let y = &parameters[0];

@@ -65,7 +65,7 @@ impl Operation for Matmul {
     }
 
     fn backward(&self, pass: Backward<'_>) -> InputGradients {
-        let Backward { saved, parameters, gradient, wanted } = pass;
+        let Backward { saved, parameters, gradient, wanted, .. } = pass;
         let (x, y): (Tensor, _) = (saved.take(), &parameters[0]);
         let [count, m, k, n] = sizes(&x.shape(), &y.shape());
         with_real!(x, T => {
