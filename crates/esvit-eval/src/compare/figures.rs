@@ -99,7 +99,7 @@ pub fn against_parameters(rows: &[Row]) -> Option<Drawing> {
 
 /// The metric of each variant against the measured throughput of its network.
 pub fn against_throughput(rows: &[Row]) -> Option<Drawing> {
-    marks(rows, "images per second, forward", |row| Some(row.forward_images_per_s?.mean))
+    marks(rows, "images per second, forward", |row| row.forward_images_per_s)
 }
 
 /// A mark for each variant, beside levels of raw pixels and untrained networks.
@@ -133,6 +133,7 @@ fn marks(rows: &[Row], title: &str, x: fn(&Row) -> Option<f64>) -> Option<Drawin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::Speeds;
     use crate::compare::result::{Start, example, failed};
     use crate::compare::rows;
 
@@ -218,14 +219,20 @@ mod tests {
     fn variants_are_marks_and_baselines_levels() {
         let results =
             [example("view", 0, 30.0), example("view", 1, 34.0), example("both", 0, 20.0)];
-        let drawn = svg(against_parameters(&rows(&["view", "both"], &results, &[])));
+        let drawn =
+            svg(against_parameters(&rows(&["view", "both"], &results, &[], &Speeds::default())));
         for part in [">parameters<", ">raw pixels<", ">untrained<", ">view<", ">both<"] {
             assert!(drawn.contains(part), "{part} {drawn}");
         }
         // A mark and its entry in the legend.
         assert_eq!(drawn.matches("<circle").count(), 4);
         let failed = [failed("bad", 0)];
-        let drawn = svg(against_throughput(&rows(&["bad", "view", "both"], &results, &failed)));
+        let drawn = svg(against_throughput(&rows(
+            &["bad", "view", "both"],
+            &results,
+            &failed,
+            &Speeds::alike(&results, 50.0),
+        )));
         assert!(drawn.contains(">images per second, forward<"), "{drawn}");
         assert!(drawn.contains(">k-NN top-1 (%)<") && !drawn.contains(">bad"), "{drawn}");
         assert!(against_parameters(&[]).is_none());
@@ -239,7 +246,7 @@ mod tests {
         assert_ne!(found[0], found[1]);
         let mut one = [example("view", 0, 30.0)];
         one[0].untrained.knn = one[0].raw_pixels.knn;
-        let drawn = svg(against_parameters(&rows(&["view"], &one, &[])));
+        let drawn = svg(against_parameters(&rows(&["view"], &one, &[], &Speeds::default())));
         assert!(drawn.contains(">raw pixels, untrained<"), "{drawn}");
         assert_eq!(dashes(&drawn).len(), 2, "{drawn}");
     }

@@ -16,5 +16,5 @@ pub use log::{RunLog, read_log};
 pub use prepared::preparation;
 pub use result::{Check, FailedRun, Original, RunResult, Scores, Start};
 pub use rows::{Row, rows};
-pub use speed::forward_images_per_s;
+pub use speed::Speeds;
 pub use table::{markdown, text};

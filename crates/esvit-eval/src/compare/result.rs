@@ -79,8 +79,6 @@ pub struct RunResult {
     pub peak_memory_mb: Option<f64>,
     /// Parameters of the backbone, without heads.
     pub parameters: usize,
-    /// Images per second of the backbone's forward pass.
-    pub forward_images_per_s: f64,
     /// Shape of the backbone, as JSON.
     pub shape: String,
     /// How images are prepared for it, as JSON.
@@ -143,7 +141,6 @@ pub(super) fn example(variant: &str, seed: u64, knn: f64) -> RunResult {
         training_seconds: 10.0 + seed as f64,
         peak_memory_mb: Some(100.0),
         parameters: 250_000,
-        forward_images_per_s: 50.0,
         shape: "swin".into(),
         preprocess: "32".into(),
         judged_on: "`photos`".into(),

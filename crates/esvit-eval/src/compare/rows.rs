@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{FailedRun, RunResult, Scores};
+use super::{FailedRun, RunResult, Scores, Speeds};
 use crate::probe::MeanStd;
 
 /// Means over the runs of a variant, or over the networks that they began with.
@@ -36,13 +36,18 @@ pub struct Row {
     /// Parameters of the backbone, without heads.
     pub parameters: Option<usize>,
     /// Images per second of the backbone's forward pass.
-    pub forward_images_per_s: Option<MeanStd>,
+    pub forward_images_per_s: Option<f64>,
 }
 
 /// A row for raw pixels, for the untrained networks, for the weights of a file that runs began with, and for each
 /// of the `variants` that has a run which is done or failed. Variants with the same network share a row of the
 /// untrained ones, and those that prepare images in the same way one of raw pixels.
-pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> Vec<Row> {
+pub fn rows(
+    variants: &[&str],
+    results: &[RunResult],
+    failed: &[FailedRun],
+    speeds: &Speeds,
+) -> Vec<Row> {
     let pixels = groups(results, |result| &result.preprocess);
     let networks = groups(results, |result| (&result.preprocess, &result.shape));
     let begun = results.iter().filter(|result| result.original.is_some());
@@ -78,7 +83,7 @@ pub fn rows(variants: &[&str], results: &[RunResult], failed: &[FailedRun]) -> V
             results.iter().filter(|result| result.variant == *name).collect();
         let failed = failed.iter().filter(|run| run.variant == *name).count();
         if !runs.is_empty() || failed > 0 {
-            rows.push(Row { failed, ..Row::of_variant(name, &runs) });
+            rows.push(Row { failed, ..Row::of_variant(name, &runs, speeds) });
         }
     }
     rows
@@ -145,7 +150,7 @@ impl Row {
         }
     }
 
-    fn of_variant(name: &str, runs: &[&RunResult]) -> Self {
+    fn of_variant(name: &str, runs: &[&RunResult], speeds: &Speeds) -> Self {
         let trained: Vec<Scores> = runs.iter().map(|run| run.trained).collect();
         let first = runs.first();
         Self {
@@ -155,7 +160,7 @@ impl Row {
             training_seconds: mean(runs, |run| Some(run.training_seconds)),
             peak_memory_mb: mean(runs, |run| run.peak_memory_mb),
             parameters: first.map(|run| run.parameters),
-            forward_images_per_s: mean(runs, |run| Some(run.forward_images_per_s)),
+            forward_images_per_s: first.and_then(|run| speeds.of(run)),
             ..Self::of_scores(name.into(), &trained)
         }
     }
@@ -185,7 +190,7 @@ mod tests {
     fn variants_are_means_over_their_seeds() {
         let results =
             [example("view", 0, 30.0), example("both", 0, 20.0), example("view", 1, 34.0)];
-        let rows = rows(&["view", "both", "not begun"], &results, &[]);
+        let rows = rows(&["view", "both", "not begun"], &results, &[], &Speeds::default());
         assert_eq!(names(&rows), ["raw pixels", "untrained", "view", "both"]);
         assert_eq!(rows.iter().map(|row| row.seeds).collect::<Vec<_>>(), [1, 2, 2, 1]);
         let of = |row: usize| rows[row].knn.unwrap();
@@ -205,7 +210,7 @@ mod tests {
     fn what_one_run_lacks_is_missing() {
         let mut results = [example("view", 0, 30.0), example("view", 1, 34.0)];
         results[1].peak_memory_mb = None;
-        let rows = rows(&["view"], &results, &[]);
+        let rows = rows(&["view"], &results, &[], &Speeds::default());
         assert_eq!((rows[2].peak_memory_mb, rows[2].linear), (None, None));
         assert!(rows[2].retrieval.is_some());
     }
@@ -219,13 +224,13 @@ mod tests {
             ..example(variant, seed, 30.0)
         };
         let mut results = vec![example("a", 0, 30.0), begun("b", 0, "w"), begun("b", 1, "w")];
-        let found = rows(&["a", "b"], &results, &[]);
+        let found = rows(&["a", "b"], &results, &[], &Speeds::default());
         assert_eq!(names(&found)[2..], ["original weights", "a", "b"]);
         assert_eq!(found[2].knn, Some(MeanStd { mean: 41.0, std: None }));
         assert_eq!((found[2].seeds, found[2].parameters), (1, Some(250_000)));
         assert!(!found[2].is_variant && found[2].training_seconds.is_none());
         results.push(begun("c", 0, "other"));
-        let found = rows(&["a", "b", "c"], &results, &[]);
+        let found = rows(&["a", "b", "c"], &results, &[], &Speeds::default());
         assert_eq!(names(&found)[2..4], ["original weights (b)", "original weights (c)"]);
     }
 
@@ -235,7 +240,7 @@ mod tests {
         let results =
             [example("view", 0, 30.0), example("view", 2, 34.0), example("both", 0, 20.0)];
         let failed = [failed("bad", 0), failed("view", 1), failed("bad", 1)];
-        let found = rows(&["bad", "view", "both"], &results, &failed);
+        let found = rows(&["bad", "view", "both"], &results, &failed, &Speeds::default());
         let labels: Vec<String> = found[2..].iter().map(Row::label).collect();
         assert_eq!(labels, ["bad (failed)", "view (2 of 3 seeds)", "both"]);
         assert_eq!(names(&found)[2..], ["bad", "view", "both"]);
@@ -244,7 +249,7 @@ mod tests {
         assert_eq!(found[3].knn.unwrap().mean, 32.0);
         let Row { knn, parameters, data, images_seen, .. } = &found[2];
         assert!(knn.is_none() && parameters.is_none() && data.is_none() && images_seen.is_none());
-        assert_eq!(names(&rows(&["bad"], &[], &failed)), ["bad"]);
+        assert_eq!(names(&rows(&["bad"], &[], &failed, &Speeds::default())), ["bad"]);
     }
 
     #[test]
@@ -252,7 +257,7 @@ mod tests {
         let mut results = [example("a", 0, 30.0), example("b", 0, 30.0), example("c", 0, 30.0)];
         results[1].shape = "vit".into();
         results[2].preprocess = "64".into();
-        let rows = rows(&["a", "b", "c"], &results, &[]);
+        let rows = rows(&["a", "b", "c"], &results, &[], &Speeds::default());
         assert_eq!(
             names(&rows),
             [

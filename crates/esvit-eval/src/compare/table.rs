@@ -18,7 +18,7 @@ const COLUMNS: [Column; 10] = [
     ("time", |row| row.training_seconds.map(time)),
     ("memory MiB", |row| row.peak_memory_mb.map(|memory| spread(memory, 0))),
     ("parameters", |row| Some(format!("{:.2} M", row.parameters? as f64 / 1e6))),
-    ("images/s", |row| row.forward_images_per_s.map(|speed| spread(speed, 0))),
+    ("images/s", |row| Some(grouped(row.forward_images_per_s?.round() as i64))),
 ];
 
 /// What stands where there is no figure.
@@ -96,13 +96,14 @@ fn time(MeanStd { mean, std }: MeanStd) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::Speeds;
     use crate::compare::result::{example, failed};
     use crate::compare::rows;
 
     #[test]
     fn every_figure_has_its_column() {
         let results = [example("view", 0, 30.0), example("view", 1, 34.0)];
-        let table = text(&rows(&["view"], &results, &[]));
+        let table = text(&rows(&["view"], &results, &[], &Speeds::alike(&results, 50.0)));
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
             lines[0].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>(),
@@ -120,7 +121,7 @@ mod tests {
             lines[3].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
         assert_eq!(
             cells,
-            ["view", "80", "32.0 ± 2.8", "7.0 ± 0.0", "11 s ± 1 s", "100 ± 0", "0.25 M", "50 ± 0"]
+            ["view", "80", "32.0 ± 2.8", "7.0 ± 0.0", "11 s ± 1 s", "100 ± 0", "0.25 M", "50"]
         );
         assert!(lines[1].starts_with("raw pixels") && lines[1].contains(" 3.0  "), "{table}");
         let wide: Vec<usize> = lines[1..].iter().map(|line| line.chars().count()).collect();
@@ -130,9 +131,11 @@ mod tests {
     #[test]
     fn images_are_named_where_they_differ() {
         let mut results = [example("a", 0, 30.0), example("b", 0, 30.0)];
-        assert!(!markdown(&rows(&["a", "b"], &results, &[])).contains("photos"));
+        assert!(
+            !markdown(&rows(&["a", "b"], &results, &[], &Speeds::default())).contains("photos")
+        );
         results[1].data = "`other|s` (9 images)".into();
-        let table = markdown(&rows(&["a", "b"], &results, &[]));
+        let table = markdown(&rows(&["a", "b"], &results, &[], &Speeds::default()));
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[0].starts_with("|  | data | images seen | k-NN % |"), "{table}");
         assert!(lines[1].starts_with("| --- | ---: | ---: |"), "{table}");
@@ -144,10 +147,10 @@ mod tests {
     fn a_row_says_what_it_lacks() {
         let results = [example("b", 0, 30.0)];
         let failed = [failed("a", 0), failed("a", 1), failed("b", 1)];
-        let table = markdown(&rows(&["a", "b"], &results, &failed));
+        let table = markdown(&rows(&["a", "b"], &results, &failed, &Speeds::default()));
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[4].starts_with("| a (failed) | - | - | - |"), "{table}");
         assert!(lines[5].starts_with("| b (1 of 2 seeds) | 80 | 30.0 |"), "{table}");
-        assert_eq!(text(&rows(&["a"], &[], &failed)), "\na (failed)");
+        assert_eq!(text(&rows(&["a"], &[], &failed, &Speeds::default())), "\na (failed)");
     }
 }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use esvit_data::counted;
-use esvit_eval::compare::{
-    Judge, Original, RunResult, Scores, Start, forward_images_per_s, read_log,
-};
+use esvit_eval::compare::{Judge, Original, RunResult, Scores, Start, read_log};
 use esvit_files::{LineLog, read_text};
 use esvit_model::{OpenOptions, PretrainedBackbone};
 use esvit_nn::{Collective, Solo};
@@ -155,7 +153,6 @@ impl<'a> Measured<'a> {
             training_seconds: earlier + log.training_seconds,
             peak_memory_mb: log.peak_memory_mb.filter(|_| is_peak_own),
             parameters: backbone.params.specs().parameters(),
-            forward_images_per_s: forward_images_per_s(&backbone),
             shape,
             preprocess,
             judged_on: judge.description().to_owned(),

@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use esvit_data::{counted, printable};
 use esvit_draw::Drawing;
 use esvit_eval::compare::{
-    FailedRun, Row, RunResult, against_parameters, against_throughput, curves, markdown,
+    FailedRun, Row, RunResult, Speeds, against_parameters, against_throughput, curves, markdown,
     preparation, rows, text,
 };
 use esvit_files::write_atomically;
@@ -14,7 +14,7 @@ use esvit_train::variants::Comparison;
 use serde_json::{Value, json};
 
 use super::folder::Folder;
-use super::measured::Measured;
+use super::measured::{self, Measured};
 use crate::cli::Output;
 
 /// What was written into the folder.
@@ -37,7 +37,11 @@ pub(super) fn write(
     let results = measured.in_order(comparison);
     let names: Vec<&str> =
         comparison.variants.iter().map(|variant| variant.asked.name.as_str()).collect();
-    let rows = rows(&names, &results, failed);
+    let device = comparison.variants[0].config.train.device.parse()?;
+    let speeds = Speeds::measure(&results, &device).with_context(|| {
+        format!("`{}` has a network that is none", measured::file(folder).display())
+    })?;
+    let rows = rows(&names, &results, failed, &speeds);
     let (figures, left_out) = write_figures(&results, &rows, folder)?;
     let headline = headline(comparison, &results, failed);
     let report = json!({
