@@ -840,5 +840,9 @@ mod tests {
         let inner = Filter { channels: 6, side: 3, stride: 1, padding: 1 };
         let maps = [Maps { images: 9, size: [5, 13] }, Maps { images: 2, size: [41, 30] }];
         under_each(|_| check_all(&maps, &inner, 70));
+        // Several parts of the sums over positions, of several chunks.
+        let narrow = Filter { channels: 1, side: 2, stride: 1, padding: 0 };
+        let maps = [Maps { images: 2, size: [81, 81] }];
+        under_each(|_| check_all(&maps, &narrow, 2));
     }
 }
