@@ -25,7 +25,7 @@ use crate::rows::{
 };
 use lines::{PaddedMaps, TILE_ROWS, line_values};
 
-/// Values of the rows that the backward pass adds up for the gradient of the input at a time, unless one
+/// Values of the rows under the filter of the images that go through the backward pass together, unless one
 /// image has more.
 const BAND_VALUES: usize = 1 << 23;
 
@@ -393,12 +393,8 @@ pub fn backward<T: Element, I: Element, O: Element>(
 ) -> Gradients {
     let columns = filter.values();
     let outputs = weight.len() / columns;
-    let packed = match &dx {
-        InputGradient::Unwanted => None,
-        InputGradient::Stored(_) | InputGradient::Added(_) => {
-            Some(InputFilters::<T>::new(filter, weight))
-        }
-    };
+    let is_wanted = !matches!(dx, InputGradient::Unwanted);
+    let packed = is_wanted.then(|| InputFilters::<T>::new(filter, weight));
     let mut dweight = buffer::zeroed(weight.len());
     let mut dbias = vec![0.0; if bias { outputs } else { 0 }];
     let (mut first_row, mut first_position) = (0, 0);

@@ -39,7 +39,11 @@ pub(super) fn write(
         comparison.variants.iter().map(|variant| variant.asked.name.as_str()).collect();
     let device = comparison.variants[0].config.train.device.parse()?;
     let speeds = Speeds::measure(&results, &device).with_context(|| {
-        format!("`{}` has a network that is none", measured::file(folder).display())
+        format!(
+            "`{}` describes a network that cannot be built\n\
+             hint: delete the line of its run, and the run is measured again",
+            measured::file(folder).display()
+        )
     })?;
     let rows = rows(&names, &results, failed, &speeds);
     let (figures, left_out) = write_figures(&results, &rows, folder)?;
