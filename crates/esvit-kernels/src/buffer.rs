@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::TASK_VALUES;
 use crate::element::{Element, padded_row_len};
+use crate::huge_pages;
 
 /// Smaller buffers come from the allocator.
 const POOLED_WORDS: usize = 4 << 10;
@@ -303,7 +304,10 @@ impl Pool {
         // Free and allocate without the lock.
         drop(state);
         drop(freed);
-        vec![0.0; words]
+        let mut memory = Vec::with_capacity(words);
+        huge_pages::advise(memory.spare_capacity_mut());
+        memory.resize(words, 0.0);
+        memory
     }
 
     fn end_step(&self) {

@@ -836,6 +836,14 @@ mod tests {
         let inner = Filter { channels: 6, side: 3, stride: 1, padding: 1 };
         let maps = [Maps { images: 9, size: [5, 13] }, Maps { images: 2, size: [41, 30] }];
         under_each(|_| check_all(&maps, &inner, 70));
+        // Lines of positions that products of tiles take from where they lie, with steps of two pixels: of
+        // narrow lines, of wide ones, and of ones that a K step would reach beyond.
+        let wide = [Maps { images: 1, size: [4, 101] }, Maps { images: 2, size: [1, 95] }];
+        under_each(|_| check_all(&wide, &stem, 9));
+        for channels in [12, 13] {
+            let strided = Filter { channels, side: 3, stride: 2, padding: 1 };
+            under_each(|_| check_all(&wide, &strided, 5));
+        }
         // Several parts of the sums over positions, of several chunks.
         let narrow = Filter { channels: 1, side: 2, stride: 1, padding: 0 };
         let maps = [Maps { images: 2, size: [81, 81] }];

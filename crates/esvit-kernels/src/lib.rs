@@ -29,6 +29,7 @@ mod testing;
 
 pub mod depthwise;
 pub mod element;
+pub mod huge_pages;
 pub mod images;
 pub mod isa;
 pub mod layer_norm;

@@ -68,6 +68,7 @@ pub fn time<R>(name: &'static str, macs: usize, phase: impl FnOnce() -> R) -> R 
 }
 
 /// Runs and records one GEMM call.
+#[inline(always)]
 pub(crate) fn gemm(gemm: impl FnOnce()) {
     if !ENABLED.load(Ordering::Relaxed) {
         return gemm();

@@ -20,6 +20,9 @@ const BLOCK_ROWS: Range<usize> = 48..192;
 /// Processors that have them have 2 MiB of L2.
 const LARGER_FOR_TILES: usize = 2;
 
+/// Rows of a block of accumulators of products of tiles: fewer are packed and padded.
+const ROWS_OF_TILES: usize = 32;
+
 /// Rows that go through the GEMMs of a backward pass together: bounds the memory of intermediate
 /// gradients.
 pub(crate) const BAND_ROWS: usize = 6144;
@@ -38,7 +41,8 @@ pub(crate) fn fitting_rows<T: Element>(widest: usize) -> usize {
 /// not on the number of threads.
 pub(crate) fn block_rows<T: Element>(total: usize, widest: usize) -> usize {
     let count = total.div_ceil(fitting_rows::<T>(widest));
-    total.div_ceil(count.next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES)).max(1)
+    let rows = total.div_ceil(count.next_multiple_of(BLOCK_SHARES).max(BLOCK_SHARES)).max(1);
+    if T::has_tiles() { rows.next_multiple_of(ROWS_OF_TILES) } else { rows }
 }
 
 /// One piece of a buffer for each of `count` tasks; none if there is no buffer.

@@ -12,8 +12,8 @@ use crate::maps::{Filter, Maps};
 use crate::rows::{BLOCK_SHARES, PanelTile, fitting_rows};
 use crate::simd::dispatch;
 
-/// Rows that a map must have for products of tiles to read overlapping ones: with fewer, gathering them costs
-/// less than loading filters more often.
+/// Rows that lie together must be for products of tiles to read overlapping ones: with fewer, gathering them
+/// costs less than loading filters more often.
 const LEAST_TILE_ROWS: usize = 48;
 
 /// Positions that a line of a map must have for other products to do so: two tiles of six rows.
@@ -25,6 +25,9 @@ const NARROW_LINE: usize = 32;
 /// Rows that products of tiles make at a time before what follows them: at most 16 KiB of a panel's results,
 /// which stay in L1.
 pub(super) const TILE_ROWS: usize = 64;
+
+/// Rows of a tile.
+const TILE_SIDE: usize = 16;
 
 /// Values of a line of a filter in the rows under it, and in the packed filters, padded with zeros.
 pub(super) fn line_values<T: Element>(filter: &Filter) -> usize {
@@ -57,8 +60,9 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
         let ([height, width], margin) = (maps.size, filter.padding);
         let size = maps.size.map(|side| side + 2 * margin);
         let [lines, line] = [size[0], size[1] * filter.channels];
-        // A narrow line at the end is read as far as one that is not.
-        let mut values = Buffer::<T>::scratch(maps.images * lines * line + NARROW_LINE);
+        // A narrow line at the end is read as far as one that is not, and the last tile as if it were whole.
+        let beyond = NARROW_LINE + TILE_SIDE * filter.stride * filter.channels;
+        let mut values = Buffer::<T>::scratch(maps.images * lines * line + beyond);
         let (all, end) = values.split_at_mut(maps.images * lines * line);
         end.fill(T::default());
         all.par_chunks_mut(line.max(1)).enumerate().for_each(|(at, to)| {
@@ -97,17 +101,17 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
     }
 
     /// Whether GEMM is to read overlapping rows from where they are, for one line of the filter after
-    /// another: the next position begins a pixel later, K steps do not reach into the next line, and a map
-    /// has enough rows for filters to be worth loading.
+    /// another: the next position begins a step later, K steps end with the line (or meet zeros where tiles
+    /// read beyond a narrow one), and rows that lie together are enough for filters to be worth loading.
     pub(super) fn overlap(&self) -> bool {
         let ([_, pitch], [down, across]) = (self.size, self.positions);
-        let values = self.filter.side * self.filter.channels;
-        let is_whole = values.is_multiple_of(T::K_PACK) && values == line_values::<T>(self.filter);
-        let is_large = match T::has_tiles() {
-            true => (down.saturating_sub(1) * pitch + across) >= LEAST_TILE_ROWS,
-            false => across >= LEAST_POSITIONS,
+        let is_single = self.filter.stride == 1;
+        let is_enough = match T::has_tiles() {
+            true if is_single => down.saturating_sub(1) * pitch + across >= LEAST_TILE_ROWS,
+            true => across >= LEAST_TILE_ROWS,
+            false => is_single && across >= LEAST_POSITIONS,
         };
-        self.filter.stride == 1 && is_whole && is_large
+        is_enough && line_values::<T>(self.filter).is_multiple_of(T::K_PACK)
     }
 
     /// Multiplies such rows with all filters. `finish` gets results of positions, the place of these in
@@ -155,23 +159,28 @@ impl<'a, T: Element> PaddedMaps<'a, T> {
         mut each: impl FnMut(PanelTile<'_>, usize),
     ) {
         let ([height, pitch], [_, across]) = (self.size, self.positions);
-        let Filter { channels, side, .. } = *self.filter;
-        let k_steps = side * channels / T::K_PACK;
-        // Tiles are whole rows anyway: they compute what begins in the margin, too, and drop it.
-        let together = if T::has_tiles() { (TILE_ROWS / pitch).max(1) } else { 1 };
-        let mut tile = Buffer::<f32>::uninit(together * pitch * NR);
+        let Filter { channels, side, stride, .. } = *self.filter;
+        let k_steps = line_values::<T>(self.filter) / T::K_PACK;
+        // Tiles are whole rows anyway: they compute what begins in the margin or beyond, too, and drop it.
+        let (together, whole) = match T::has_tiles() {
+            true if stride == 1 => ((TILE_ROWS / pitch).max(1), TILE_SIDE),
+            true => (1, TILE_SIDE),
+            false => (1, 1),
+        };
+        let rows = |lines: usize| ((lines - 1) * pitch + across).next_multiple_of(whole);
+        let mut tile = Buffer::<f32>::uninit(rows(together) * NR);
         for (column, panel) in filters.rhs.panels() {
             let (width, columns) = (panel.width, panel.width.min(filters.rhs.n() - column));
             for (number, image) in images.clone().enumerate() {
                 for first in lines.clone().step_by(together) {
                     let count = together.min(lines.end - first);
-                    let dims = Dims { m: (count - 1) * pitch + across, k_steps };
+                    let dims = Dims { m: rows(count), k_steps };
                     for row in 0..side {
                         let values = &panel.values[row * k_steps * panel.k_stride..];
                         let bias = panel.bias.filter(|_| row == 0);
                         let panel = RhsPanel { values, bias, ..panel };
-                        let from = (image * height + first + row) * pitch * channels;
-                        let lhs = Lhs::from_rows(&self.values[from..], channels);
+                        let from = (image * height + first * stride + row) * pitch * channels;
+                        let lhs = Lhs::from_rows(&self.values[from..], stride * channels);
                         let mut out = Output { values: &mut tile, row_stride: width };
                         T::gemm(lhs, panel, dims, &mut out, row > 0);
                     }

@@ -72,23 +72,23 @@ thread_local! {
 /// # Safety
 /// The machine has the instruction set in use.
 pub(super) unsafe fn gemm(
-    lhs: Lhs<'_, Bf16x3>,
-    panel: RhsPanel<'_, Bf16x3>,
+    lhs: &Lhs<'_, Bf16x3>,
+    panel: &RhsPanel<'_, Bf16x3>,
     dims: Dims,
     out: &mut Output<'_>,
     add: bool,
 ) {
     let Dims { m, k_steps } = dims;
     if k_steps == 0 {
-        return bias_only(&panel, m, out, add);
+        return bias_only(panel, m, out, add);
     }
     BLOCK.with_borrow_mut(|block| {
         for first in (0..k_steps).step_by(KC) {
             let steps = first..(first + KC).min(k_steps);
-            block.take_panel(&panel, &steps);
+            block.take_panel(panel, &steps);
             for first in (0..m).step_by(MC) {
                 let rows = first..(first + MC).min(m);
-                block.take_rows(&lhs, &rows, &steps);
+                block.take_rows(lhs, &rows, &steps);
                 let bias = panel.bias.filter(|_| steps.start == 0);
                 let row_stride = out.row_stride;
                 let values = &mut out.values[rows.start * row_stride..];
@@ -127,7 +127,7 @@ impl Part<'_> {
         check(&lhs, &panel, dims, &out);
         let kernel = Bf16::kernel();
         // SAFETY: the caller's; `check` has checked the bounds.
-        unsafe { kernel(lhs, panel, dims, &mut out, add) };
+        unsafe { kernel(&lhs, &panel, dims, &mut out, add) };
     }
 }
 
@@ -136,19 +136,19 @@ impl Part<'_> {
 /// # Safety
 /// The machine has the instruction set in use, and the operands reach as far as `check` demands.
 pub(super) unsafe fn gemm_in_f32(
-    lhs: Lhs<'_, Bf16x3>,
-    panel: RhsPanel<'_, Bf16x3>,
+    lhs: &Lhs<'_, Bf16x3>,
+    panel: &RhsPanel<'_, Bf16x3>,
     dims: Dims,
     out: &mut Output<'_>,
     add: bool,
 ) {
-    let Lhs { values, row_stride, k_stride } = lhs;
+    let Lhs { values, row_stride, k_stride } = *lhs;
     let lhs = Lhs { values: bytemuck::cast_slice(values), row_stride, k_stride };
-    let RhsPanel { values, k_stride, width, bias } = panel;
+    let RhsPanel { values, k_stride, width, bias } = *panel;
     let panel = RhsPanel { values: bytemuck::cast_slice(values), k_stride, width, bias };
     let kernel = f32::kernel();
     // SAFETY: the caller's, since both types have the same layout.
-    unsafe { kernel(lhs, panel, dims, out, add) };
+    unsafe { kernel(&lhs, &panel, dims, out, add) };
 }
 
 /// The high and the low part of a value.

@@ -98,7 +98,7 @@ pub struct Dims {
 ///
 /// # Safety
 /// The machine has the instruction set, and the operands reach as far as `check` demands.
-pub(crate) type Kernel<T> = unsafe fn(Lhs<'_, T>, RhsPanel<'_, T>, Dims, &mut Output<'_>, bool);
+pub(crate) type Kernel<T> = unsafe fn(&Lhs<'_, T>, &RhsPanel<'_, T>, Dims, &mut Output<'_>, bool);
 
 /// GEMM by element type, dispatched by instruction set. Seals [`Element`].
 pub trait Gemm: Sized {
@@ -133,7 +133,7 @@ pub trait Gemm: Sized {
         check(&lhs, &panel, dims, out);
         let kernel = Self::kernel();
         // SAFETY: the machine has what is in use, and `check` has checked the bounds.
-        profile::gemm(|| unsafe { kernel(lhs, panel, dims, out, add) });
+        profile::gemm(|| unsafe { kernel(&lhs, &panel, dims, out, add) });
     }
 }
 

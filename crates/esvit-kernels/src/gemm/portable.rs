@@ -7,8 +7,8 @@ use crate::element::Element;
 const MR: usize = 4;
 
 pub(super) fn gemm<T: Element>(
-    lhs: Lhs<'_, T>,
-    panel: RhsPanel<'_, T>,
+    lhs: &Lhs<'_, T>,
+    panel: &RhsPanel<'_, T>,
     dims: Dims,
     out: &mut Output<'_>,
     add: bool,

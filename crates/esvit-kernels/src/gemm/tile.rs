@@ -35,8 +35,8 @@ macro_rules! gemm {
         /// The machine has the features, and the operands reach as far as `check` demands.
         #[target_feature(enable = $feature)]
         pub(super) unsafe fn $name(
-            lhs: Lhs<'_, $element>,
-            panel: RhsPanel<'_, $element>,
+            lhs: &Lhs<'_, $element>,
+            panel: &RhsPanel<'_, $element>,
             dims: Dims,
             out: &mut Output<'_>,
             add: bool,
@@ -91,7 +91,7 @@ macro_rules! gemm {
 
             const K_PACK: usize = <$element as Element>::K_PACK;
             if dims.k_steps == 0 {
-                bias_only(&panel, dims.m, out, add);
+                bias_only(panel, dims.m, out, add);
             }
             // All groups of columns of a panel have the same MR.
             let registers = panel.width / $vector::LANES;

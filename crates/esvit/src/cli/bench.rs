@@ -152,6 +152,10 @@ pub(super) fn isa_parser(of: &'static [Isa]) -> impl TypedValueParser<Value = Is
 }
 
 impl Bench {
+    pub(super) fn is_of_forward_pass(&self) -> bool {
+        matches!(self.benchmark, Benchmark::Forward(_))
+    }
+
     pub(super) fn run(self, output: &Output) -> Result<Exit> {
         if let Some(isa) = self.isa {
             isa::limit(isa);

@@ -42,6 +42,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
+use esvit_kernels::huge_pages;
 use esvit_kernels::isa::{self, Amx};
 use esvit_train::config::ConfigError;
 
@@ -122,6 +123,19 @@ enum Command {
     Man(man::Man),
 }
 
+impl Command {
+    /// Whether all that the command does with networks is to run them forward.
+    fn runs_forward_alone(&self) -> bool {
+        match self {
+            Self::Eval(eval) => !matches!(eval, Eval::Finetune(_) | Eval::Efficiency(_)),
+            Self::Bench(bench) => bench.is_of_forward_pass(),
+            Self::Attend(_) | Self::Embed(_) | Self::Match(_) => true,
+            Self::Pca(_) | Self::Neighbors(_) | Self::Map(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Says why kernels run without the processor's matrix unit, where time matters.
 fn note_refused_amx(command: &Command, output: &Output) {
     let is_long = matches!(command, Command::Pretrain(_) | Command::Resume(_) | Command::Bench(_));
@@ -152,6 +166,9 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         pool.build_global().expect("the pool is made once");
     }
     note_refused_amx(&cli.command, &output);
+    if cli.command.runs_forward_alone() {
+        huge_pages::enable();
+    }
     let result = match cli.command {
         Command::Pretrain(command) => command.run(&output),
         Command::Resume(command) => command.run(&output),

@@ -259,8 +259,8 @@ pub(super) unsafe fn registers<U: TileUnit>(turns: usize) -> f32 {
 /// # Safety
 /// The machine has what the unit needs, and the operands reach as far as `check` demands.
 pub(super) unsafe fn gemm<U: TileUnit>(
-    lhs: Lhs<'_, Bf16>,
-    panel: RhsPanel<'_, Bf16>,
+    lhs: &Lhs<'_, Bf16>,
+    panel: &RhsPanel<'_, Bf16>,
     dims: Dims,
     out: &mut Output<'_>,
     add: bool,
@@ -268,7 +268,7 @@ pub(super) unsafe fn gemm<U: TileUnit>(
     let Dims { m, k_steps } = dims;
     // Accumulators start from the bias or from what is there.
     if k_steps == 0 || (add && panel.bias.is_some()) {
-        bias_only(&panel, m, out, add);
+        bias_only(panel, m, out, add);
     }
     if m == 0 || k_steps == 0 {
         return;
@@ -288,10 +288,10 @@ pub(super) unsafe fn gemm<U: TileUnit>(
         let mut unit = unsafe { U::new(operands) };
         for tiles in k_blocks(k_steps.div_ceil(SIDE), KC) {
             let steps = tiles.start * SIDE..(tiles.end * SIDE).min(k_steps);
-            pack_last_steps(&panel, &steps, &mut scratch.rhs.0);
+            pack_last_steps(panel, &steps, &mut scratch.rhs.0);
             for first in (0..m).step_by(MC) {
                 let rows = first..(first + MC).min(m);
-                pack_lhs(&lhs, &rows, &steps, &mut scratch.lhs);
+                pack_lhs(lhs, &rows, &steps, &mut scratch.lhs);
                 let part = Part { lhs, panel, rows, steps: steps.clone(), add };
                 // SAFETY: rows and steps lie within what `check` has checked, and the tiles that do
                 // not are packed.
@@ -303,8 +303,8 @@ pub(super) unsafe fn gemm<U: TileUnit>(
 
 /// A cache block.
 struct Part<'a> {
-    lhs: Lhs<'a, Bf16>,
-    panel: RhsPanel<'a, Bf16>,
+    lhs: &'a Lhs<'a, Bf16>,
+    panel: &'a RhsPanel<'a, Bf16>,
     rows: Range<usize>,
     steps: Range<usize>,
     add: bool,
@@ -388,7 +388,7 @@ impl Part<'_> {
         let along = self.steps.len().div_ceil(SIDE);
         let packed = &packed[(row - self.rows.start) / SIDE * along..][..along];
         let last = packed[along - 1].0.as_ptr().cast();
-        if lies_in_rows(&self.lhs) && row + SIDE <= self.rows.end {
+        if lies_in_rows(self.lhs) && row + SIDE <= self.rows.end {
             let first = &self.lhs.values[row * self.lhs.row_stride + self.steps.start * PAIR..];
             Strip {
                 first: first.as_ptr().cast(),
@@ -448,6 +448,9 @@ fn pack_last_steps(panel: &RhsPanel<'_, Bf16>, steps: &Range<usize>, to: &mut [B
 fn pack_lhs(lhs: &Lhs<'_, Bf16>, rows: &Range<usize>, steps: &Range<usize>, to: &mut [LhsTile]) {
     let along = steps.len().div_ceil(SIDE);
     let whole = steps.len() / SIDE;
+    if lies_in_rows(lhs) && rows.len().is_multiple_of(SIDE) && whole == along {
+        return;
+    }
     for (row, tiles) in rows.clone().step_by(SIDE).zip(to.chunks_exact_mut(along)) {
         let there = if lies_in_rows(lhs) && row + SIDE <= rows.end { whole } else { 0 };
         for (at, Aligned(tile)) in tiles.iter_mut().enumerate().skip(there) {

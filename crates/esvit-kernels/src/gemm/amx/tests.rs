@@ -147,9 +147,9 @@ mod by_instructions {
             // SAFETY: there is AMX, and the operands are whole.
             unsafe {
                 let mut out = Output { values: &mut found, row_stride: width };
-                gemm::<Instructions>(lhs, panel, dims, &mut out, add);
+                gemm::<Instructions>(&lhs, &panel, dims, &mut out, add);
                 let mut out = Output { values: &mut expected, row_stride: width };
-                gemm::<Emulation>(lhs, panel, dims, &mut out, add);
+                gemm::<Emulation>(&lhs, &panel, dims, &mut out, add);
             }
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
             prop_assert_eq!(bits(&found), bits(&expected));

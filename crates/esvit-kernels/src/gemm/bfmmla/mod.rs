@@ -80,26 +80,26 @@ thread_local! {
 /// # Safety
 /// The machine has what the unit is made of.
 pub(super) unsafe fn gemm<U: BlockUnit>(
-    lhs: Lhs<'_, Bf16>,
-    panel: RhsPanel<'_, Bf16>,
+    lhs: &Lhs<'_, Bf16>,
+    panel: &RhsPanel<'_, Bf16>,
     dims: Dims,
     out: &mut Output<'_>,
     add: bool,
 ) {
     let Dims { m, k_steps } = dims;
     if m == 0 || k_steps == 0 {
-        return bias_only(&panel, m, out, add);
+        return bias_only(panel, m, out, add);
     }
     PACKED.with_borrow_mut(|Packed { rows, columns }| {
         for blocks in k_blocks(k_steps.div_ceil(QUAD / PAIR), KC) {
             let steps = blocks.start * QUAD / PAIR..k_steps.min(blocks.end * QUAD / PAIR);
             let add = add || blocks.start > 0;
             let bias = panel.bias.filter(|_| blocks.start == 0);
-            pack_panel(&panel, &steps, columns);
+            pack_panel(panel, &steps, columns);
             rows.resize(blocks.len(), Block::ZERO);
             for row in (0..m).step_by(SIDE) {
                 let count = SIDE.min(m - row);
-                pack_rows(&lhs, row..row + count, &steps, rows);
+                pack_rows(lhs, row..row + count, &steps, rows);
                 for (group, columns) in columns.chunks_exact(blocks.len()).enumerate() {
                     // SAFETY: the caller says that the machine has the instructions.
                     let sums = unsafe { U::multiply(rows, columns, count.div_ceil(2)) };

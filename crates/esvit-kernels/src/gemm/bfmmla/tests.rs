@@ -17,7 +17,7 @@ fn checked<U: BlockUnit>(
 ) {
     check(&lhs, &panel, dims, &out);
     // SAFETY: tests take instructions where the machine has them alone.
-    unsafe { gemm::<U>(lhs, panel, dims, &mut out, add) };
+    unsafe { gemm::<U>(&lhs, &panel, dims, &mut out, add) };
 }
 
 /// A GEMM with a panel among others against its definition, within the roundings of its sums. Between the
