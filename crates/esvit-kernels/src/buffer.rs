@@ -329,6 +329,11 @@ impl Pool {
         state.idle_words += values.len();
         let now = state.takes;
         state.idle.push((now, values));
+        // Memory may come that was not taken here, and more of it in every step.
+        let freed = state.take_excess();
+        // Free without the lock.
+        drop(state);
+        drop(freed);
     }
 }
 
@@ -402,6 +407,19 @@ mod tests {
         pool.take(2 * words - 1000, Lifetime::Saved);
         let left = idle(&pool).into_iter().filter(|&words| words > 1).collect::<Vec<_>>();
         assert_eq!(left, [words + 1, words + 2]);
+    }
+
+    /// Memory that was allocated elsewhere comes in every step, and nobody takes it.
+    #[test]
+    fn memory_from_elsewhere_is_freed() {
+        let pool = pool();
+        let own = pool.take(POOLED_WORDS, Lifetime::Saved);
+        for _ in 0..9 {
+            pool.put(vec![0.0; SLACK_WORDS / 4]);
+        }
+        let most = pool.state().most_used + SLACK_WORDS;
+        assert!(idle(&pool).len() >= 3 && pool.state().idle_words <= most);
+        drop(own);
     }
 
     #[test]
